@@ -1,0 +1,60 @@
+# Entry points: run, test, check, format, generate. Each installs what it needs from pinned files first.
+PYTHON ?= python3
+VENV := .venv
+PROTO_VENV := .venv-proto
+BUF := tools/node_modules/.bin/buf
+# Node is needed for `make check` and for the tests in a second language, not to run or to train.
+NODE := $(and $(shell command -v node 2>/dev/null),$(shell command -v npm 2>/dev/null))
+
+.PHONY: run test check format generate venv node-client
+
+run: venv
+	$(VENV)/bin/kitchen run sl_basic --preset tiny
+
+test: venv node-client
+	$(VENV)/bin/python -m pytest
+
+check: venv $(PROTO_VENV)/.installed $(BUF)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+	$(VENV)/bin/lint-imports --no-logo
+	$(BUF) lint
+	$(PROTO_VENV)/bin/python scripts/generate_protos.py --check
+
+format: venv
+	$(VENV)/bin/ruff check --fix-only --exit-zero .
+	$(VENV)/bin/ruff format .
+
+generate: $(PROTO_VENV)/.installed
+	$(PROTO_VENV)/bin/python scripts/generate_protos.py
+
+venv: $(VENV)/.installed
+
+# torch comes first and exactly pinned: a range may resolve to a build of several GB for other hardware.
+# Without build isolation setuptools is the pinned one too.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt setuptools torch==2.13.0
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[all,dev]'
+	touch $@
+
+$(PROTO_VENV)/.installed: scripts/proto-requirements.txt
+	$(PYTHON) -m venv $(PROTO_VENV)
+	$(PROTO_VENV)/bin/pip install --quiet --requirement $<
+	touch $@
+
+$(BUF): tools/package-lock.json
+	npm ci --prefix tools --ignore-scripts --no-audit --no-fund
+	touch $@
+
+ifeq ($(NODE),)
+node-client:
+	@echo "no node and npm: the tests of clients/typescript will be skipped"
+else
+node-client: clients/typescript/node_modules/.package-lock.json
+endif
+
+clients/typescript/node_modules/.package-lock.json: clients/typescript/package-lock.json
+	npm ci --prefix clients/typescript --ignore-scripts --no-audit --no-fund
+	touch $@
