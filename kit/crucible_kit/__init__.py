@@ -1,0 +1,1 @@
+"""What server, adapters and clients share: errors, constraints, channels, serving, tensors, data order, schedules."""

@@ -1,0 +1,177 @@
+"""What an adapter is: a generated servicer with a description, or a process that serves several ports."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+from google.protobuf import struct_pb2
+from google.protobuf.json_format import ParseDict
+from pydantic import BaseModel, ConfigDict
+
+from crucible.adapter.v1 import adapter_pb2, adapter_pb2_grpc
+from crucible_kit.channel import MAX_MESSAGE_BYTES
+from crucible_kit.errors import (
+    FailedPreconditionError,
+    UnimplementedError,
+    field_error,
+)
+from crucible_kit.ports import PORTS
+
+CONTRACT_VERSIONS = (1,)
+
+
+def distribution_version() -> str:
+    """Version of the installed distribution; 0 when it runs from sources that are not installed."""
+    try:
+        return version("crucible-kitchen")
+    except PackageNotFoundError:
+        return "0"
+
+
+class AdapterOptions(BaseModel):
+    """Base of an adapter's settings: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterContext:
+    """What the host lends an adapter.
+
+    Attributes:
+        data_dir: folder for the adapter's own files; exists.
+        read_roots: the only folders that requests may name paths in; None: any path.
+    """
+
+    data_dir: Path
+    read_roots: tuple[Path, ...] | None = None
+
+    def readable(self, path: str, *, field: str) -> Path:
+        """The resolved path. Raises INVALID_ARGUMENT PATH_NOT_ALLOWED when it is relative or outside the roots."""
+        given = Path(path)
+        if not given.is_absolute():
+            raise field_error(
+                field,
+                f"{path!r} is not absolute: give the full path on the server's machine",
+                reason="PATH_NOT_ALLOWED",
+            )
+        resolved = given.resolve()
+        if self.read_roots is not None and not any(resolved.is_relative_to(root.resolve()) for root in self.read_roots):
+            roots = ", ".join(str(root) for root in self.read_roots) or "none"
+            raise field_error(
+                field, f"{path!r} is outside the server's allowed folders ({roots})", reason="PATH_NOT_ALLOWED"
+            )
+        return resolved
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterDescription:
+    """What an in-process adapter says of itself; a class attribute `description` of the servicer.
+
+    Attributes:
+        name: such as local-blobs.
+        port: the port it serves.
+        capabilities: optional behaviour it has.
+        options: type of its settings.
+    """
+
+    name: str
+    port: str
+    capabilities: tuple[str, ...] = ()
+    options: type[AdapterOptions] = AdapterOptions
+
+
+class InProcessAdapter(Protocol):
+    """A generated servicer that the host makes, calls through an object channel and closes."""
+
+    description: AdapterDescription
+
+    def __init__(self, options: Any, context: AdapterContext) -> None: ...
+
+    async def close(self) -> None:
+        """Frees what it holds."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessAdapter:
+    """A child process that the host starts, supervises and reaches over a unix socket; it serves AdapterService too.
+
+    The host appends `--listen unix:PATH --work-dir DIR --parent-pipe`, and closes the child's stdin to end it.
+
+    Attributes:
+        name: such as torch-engine.
+        ports: the ports it serves; one process serves all that a manifest maps to it with the same options.
+        module: run as `python -m module`.
+        options: type of its settings; each becomes `--name value`.
+        environment: added to the child's environment unless set there.
+    """
+
+    name: str
+    ports: tuple[str, ...]
+    module: str
+    options: type[AdapterOptions] = AdapterOptions
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def arguments(self, options: AdapterOptions) -> list[str]:
+        """The settings as command-line arguments."""
+        given = options.model_dump(mode="json", exclude_none=True)
+        return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+class AdapterInfoService(adapter_pb2_grpc.AdapterServiceServicer):
+    """AdapterService for a set of ports that are configured at start."""
+
+    def __init__(self, *, name: str, capabilities: Mapping[str, tuple[str, ...]]) -> None:
+        """`capabilities` by port name."""
+        self._name = name
+        self._capabilities = dict(capabilities)
+        self._instance_id = uuid.uuid4().hex
+
+    async def GetAdapterInfo(
+        self, request: adapter_pb2.GetAdapterInfoRequest, context: Any
+    ) -> adapter_pb2.GetAdapterInfoResponse:
+        if not set(request.host_contract_versions) & set(CONTRACT_VERSIONS):
+            raise FailedPreconditionError(
+                f"no common contract version: the host speaks {sorted(request.host_contract_versions)}, "
+                f"{self._name} speaks {list(CONTRACT_VERSIONS)}: update the older side",
+                reason="CONTRACT_VERSION_UNSUPPORTED",
+            )
+        return adapter_pb2.GetAdapterInfoResponse(
+            name=self._name,
+            version=distribution_version(),
+            language="python",
+            contract_versions=CONTRACT_VERSIONS,
+            ports=[port_support(port, self._capabilities[port]) for port in sorted(self._capabilities)],
+            instance_id=self._instance_id,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+        )
+
+    async def Configure(self, request: adapter_pb2.ConfigureRequest, context: Any) -> adapter_pb2.ConfigureResponse:
+        raise UnimplementedError(
+            f"{self._name} takes its settings when it is started: set them in the manifest", reason="CAPABILITY_MISSING"
+        )
+
+    async def Probe(self, request: adapter_pb2.ProbeRequest, context: Any) -> adapter_pb2.ProbeResponse:
+        return adapter_pb2.ProbeResponse(state=adapter_pb2.ProbeResponse.STATE_READY)
+
+
+def port_support(port: str, capabilities: tuple[str, ...]) -> adapter_pb2.PortSupport:
+    """What an adapter declares of one port."""
+    service = PORTS[port].service
+    return adapter_pb2.PortSupport(
+        service=service.full_name,
+        descriptor_sha256=hashlib.sha256(service.file.serialized_pb).hexdigest(),
+        capabilities=sorted(capabilities),
+    )
+
+
+def to_struct(value: Mapping[str, Any]) -> struct_pb2.Struct:
+    """A JSON object as a Struct."""
+    return ParseDict(dict(value), struct_pb2.Struct())

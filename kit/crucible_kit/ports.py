@@ -1,0 +1,62 @@
+"""The table of ports: what each is called, its service, and the generated classes that speak it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
+
+from crucible.port.blob.v1 import blob_pb2, blob_pb2_grpc
+from crucible.port.dataset.v1 import dataset_pb2, dataset_pb2_grpc
+from crucible.port.hub.v1 import hub_pb2, hub_pb2_grpc
+from crucible.port.metrics.v1 import metrics_pb2, metrics_pb2_grpc
+from crucible.port.registry.v1 import registry_pb2, registry_pb2_grpc
+from crucible.port.sampling.v1 import sampling_pb2, sampling_pb2_grpc
+from crucible.port.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from crucible.port.training.v1 import training_pb2, training_pb2_grpc
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """One port.
+
+    Attributes:
+        name: as manifests write it, such as blob.
+        service: descriptor of its gRPC service.
+        stub: generated stub class; takes a channel.
+        servicer: generated base class of implementations.
+        register: adds a servicer to a grpc server.
+    """
+
+    name: str
+    service: ServiceDescriptor
+    stub: type
+    servicer: type
+    register: Callable[[Any, Any], None]
+
+
+def _port(name: str, file: FileDescriptor, generated: Any, service: str) -> Port:
+    return Port(
+        name=name,
+        service=file.services_by_name[service],
+        stub=getattr(generated, f"{service}Stub"),
+        servicer=getattr(generated, f"{service}Servicer"),
+        register=getattr(generated, f"add_{service}Servicer_to_server"),
+    )
+
+
+PORTS: dict[str, Port] = {
+    port.name: port
+    for port in (
+        _port("blob", blob_pb2.DESCRIPTOR, blob_pb2_grpc, "BlobStoreService"),
+        _port("dataset", dataset_pb2.DESCRIPTOR, dataset_pb2_grpc, "DatasetService"),
+        _port("hub", hub_pb2.DESCRIPTOR, hub_pb2_grpc, "HubService"),
+        _port("metrics", metrics_pb2.DESCRIPTOR, metrics_pb2_grpc, "MetricsStoreService"),
+        _port("registry", registry_pb2.DESCRIPTOR, registry_pb2_grpc, "ModelRegistryService"),
+        _port("sampling", sampling_pb2.DESCRIPTOR, sampling_pb2_grpc, "SamplingService"),
+        _port("tokenizer", tokenizer_pb2.DESCRIPTOR, tokenizer_pb2_grpc, "TokenizerService"),
+        _port("training", training_pb2.DESCRIPTOR, training_pb2_grpc, "TrainingService"),
+    )
+}

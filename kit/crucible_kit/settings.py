@@ -1,0 +1,55 @@
+"""Typed settings: pydantic models whose errors name the key, the value and the nearest valid key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from crucible_kit.errors import FieldViolation, InvalidArgumentError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_settings(
+    model: type[Model], values: Mapping[str, Any], *, where: str, reason: str = "CONFIG_INVALID"
+) -> Model:
+    """The validated model. `where` is the path of `values` in the request, such as config.
+
+    Raises:
+        InvalidArgumentError: with one violation for each bad key; an unknown one names the nearest valid key.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        violations = [_violation(each, model, where) for each in error.errors()]
+    shown = "; ".join(f"{each.field}: {each.description}" for each in violations[:5])
+    raise InvalidArgumentError(shown, reason=reason, metadata={"field": violations[0].field}, fields=violations)
+
+
+def _violation(problem: Any, model: type[BaseModel], where: str) -> FieldViolation:
+    location = ".".join(str(part) for part in problem["loc"])
+    field = f"{where}.{location}" if location else where
+    if problem["type"] == "extra_forbidden":
+        known = model.model_fields if len(problem["loc"]) == 1 else ()
+        return FieldViolation(field, unknown_key(str(problem["loc"][-1]), known))
+    if problem["type"] == "missing":
+        return FieldViolation(field, "required, but not given")
+    message = problem["msg"].removeprefix("Value error, ")
+    return FieldViolation(field, f"{message} (got {_short(problem['input'])})")
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """What to say about a key that does not exist."""
+    names = sorted(known)
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    if close:
+        return f"unknown key; did you mean {close[0]}?"
+    return f"unknown key; the keys are {', '.join(names)}" if names else "unknown key"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,0 +1,229 @@
+"""Whoever holds a stub can't tell an object from a wire: same answers, errors, deadlines, cancellation, streams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from crucible.port.blob.v1 import blob_pb2, blob_pb2_grpc
+from crucible_kit import errors
+from crucible_kit.channel import Channel, ObjectChannel, connect
+from crucible_kit.errors import KitchenError
+from tests.kit.notes import SECRET, SERVICE, ScriptedBlobs
+
+# key -> type, reason, message, metadata, fields, retry delay. None: holds a fresh error_id.
+FAILURES: dict[str, tuple[Any, ...]] = {
+    "missing": (errors.NotFoundError, "BLOB_NOT_FOUND", "no blob 'missing'", {"key": "missing"}, (), None),
+    "fields": (errors.InvalidArgumentError, "FIELD_INVALID", "bad key", {}, (("key", "bad"), ("x", "y")), None),
+    "busy": (errors.ResourceExhaustedError, "QUEUE_FULL", "full", {}, (), 1.5),
+    "bug": (errors.InternalError, "INTERNAL_BUG", None, None, (), None),
+    "own-timeout": (errors.InternalError, "INTERNAL_BUG", None, None, (), None),
+    "cancelled": (
+        errors.UnavailableError,
+        "INTERRUPTED",
+        "/crucible.port.blob.v1.BlobStoreService/{rpc} was interrupted: try again",
+        {"method": "/crucible.port.blob.v1.BlobStoreService/{rpc}"},
+        (),
+        None,
+    ),
+}
+
+
+@pytest.fixture
+def stub(channel: Channel) -> blob_pb2_grpc.BlobStoreServiceStub:
+    return blob_pb2_grpc.BlobStoreServiceStub(channel)
+
+
+async def chunks(*sizes: int, key: str = "k") -> AsyncIterator[blob_pb2.WriteBlobRequest]:
+    yield blob_pb2.WriteBlobRequest(header=blob_pb2.WriteBlobHeader(key=key))
+    for size in sizes:
+        yield blob_pb2.WriteBlobRequest(chunk=blob_pb2.BlobChunk(data=b"x" * size))
+
+
+async def call(stub: Any, rpc: str, key: str) -> list[Any]:
+    """The answers of one call, whatever its kind."""
+    if rpc == "StatBlob":
+        return [await stub.StatBlob(blob_pb2.StatBlobRequest(key=key))]
+    if rpc == "WriteBlob":
+        return [await stub.WriteBlob(chunks(3, key=key))]
+    return [each async for each in stub.ReadBlob(blob_pb2.ReadBlobRequest(key=key, limit=2))]
+
+
+@pytest.mark.parametrize("rpc", ["StatBlob", "ReadBlob", "WriteBlob"])
+async def test_answers(stub: Any, rpc: str) -> None:
+    answers = await call(stub, rpc, "fine")
+    match rpc:
+        case "StatBlob":
+            assert answers[0].blob.uri == "fine"
+        case "ReadBlob":
+            assert [each.offset for each in answers] == [0, 1]
+        case "WriteBlob":
+            assert answers[0].blob.size_bytes == 3
+
+
+@pytest.mark.parametrize("rpc", ["StatBlob", "ReadBlob", "WriteBlob"])
+@pytest.mark.parametrize("key", FAILURES)
+async def test_failures(stub: Any, rpc: str, key: str) -> None:
+    kind, reason, message, metadata, fields, retry_delay = FAILURES[key]
+    with pytest.raises(KitchenError) as caught:
+        await call(stub, rpc, key)
+    error = caught.value
+    assert (type(error), error.reason, error.fields, error.retry_delay) == (kind, reason, fields, retry_delay)
+    if metadata is None:
+        assert SECRET not in error.message + str(error.metadata)
+        assert error.metadata["error_id"] in error.message
+    else:
+        assert error.message == message.format(rpc=rpc)
+        assert error.metadata == {name: value.format(rpc=rpc) for name, value in metadata.items()}
+
+
+async def test_what_a_stream_sent_before_it_failed_arrives(stub: Any) -> None:
+    stream = stub.ReadBlob(blob_pb2.ReadBlobRequest(key="missing", limit=3))
+    assert [(await anext(stream)).offset for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(errors.NotFoundError):
+        await anext(stream)
+
+
+async def test_a_method_that_nobody_wrote(stub: Any) -> None:
+    for rpc, request in (
+        ("ListBlobs", blob_pb2.ListBlobsRequest()),
+        ("DeleteBlob", blob_pb2.DeleteBlobRequest(key="k")),
+    ):
+        with pytest.raises(errors.UnimplementedError) as caught:
+            await getattr(stub, rpc)(request)
+        assert (caught.value.reason, caught.value.metadata) == ("METHOD_MISSING", {"method": f"/{SERVICE}/{rpc}"})
+
+
+async def test_a_service_that_nobody_serves(channel: Channel) -> None:
+    missing = channel.unary_unary(
+        "/crucible.port.blob.v1.Other/Do",
+        request_serializer=blob_pb2.StatBlobRequest.SerializeToString,
+        response_deserializer=blob_pb2.StatBlobResponse.FromString,
+    )
+    with pytest.raises(errors.UnimplementedError) as caught:
+        await missing(blob_pb2.StatBlobRequest(key="k"))
+    assert caught.value.reason == "METHOD_MISSING"
+
+
+async def test_a_request_that_breaks_its_contract_never_leaves(stub: Any, blobs: ScriptedBlobs) -> None:
+    for start in (
+        lambda: stub.StatBlob(blob_pb2.StatBlobRequest()),
+        lambda: anext(stub.ReadBlob(blob_pb2.ReadBlobRequest())),
+        lambda: stub.WriteBlob(chunks(300_000)),
+    ):
+        with pytest.raises(errors.InvalidArgumentError) as caught:
+            await start()
+        assert caught.value.reason == "FIELD_INVALID"
+    assert caught.value.fields[0].field == "chunk.data"
+
+
+async def test_what_the_callers_own_stream_raises_comes_back_to_it(stub: Any) -> None:
+    async def broken() -> AsyncIterator[blob_pb2.WriteBlobRequest]:
+        yield blob_pb2.WriteBlobRequest(header=blob_pb2.WriteBlobHeader(key="k"))
+        raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        await stub.WriteBlob(broken())
+
+
+async def test_deadlines(stub: Any, blobs: ScriptedBlobs) -> None:
+    with pytest.raises(errors.DeadlineExceededError) as unary:
+        await stub.StatBlob(blob_pb2.StatBlobRequest(key="hang"), timeout=0.05)
+    assert unary.value.reason == "DEADLINE_EXCEEDED"
+    await asyncio.wait_for(blobs.left.wait(), 10)
+    with pytest.raises(errors.DeadlineExceededError):
+        async for _ in stub.ReadBlob(blob_pb2.ReadBlobRequest(key="hang", limit=1), timeout=0.05):
+            pass
+
+
+async def test_a_unary_call_has_a_deadline_by_itself_and_a_stream_has_none(stub: Any, blobs: ScriptedBlobs) -> None:
+    await stub.StatBlob(blob_pb2.StatBlobRequest(key="fine"))
+    assert blobs.remaining is not None
+    assert 0 < blobs.remaining < 61  # gRPC rounds it up
+    await call(stub, "ReadBlob", "fine")
+    assert blobs.remaining is None
+
+
+async def test_a_slow_reader_is_not_interrupted_outside_its_reads(stub: Any) -> None:
+    """The deadline of a stream that is late shows at the next read, not in whatever the caller awaits meanwhile."""
+    stream = stub.ReadBlob(blob_pb2.ReadBlobRequest(key="hang", limit=1), timeout=0.05)
+    assert (await anext(stream)).offset == 0
+    past_deadline = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.1, past_deadline.set)
+    await past_deadline.wait()
+    with pytest.raises(errors.DeadlineExceededError):
+        await anext(stream)
+
+
+@pytest.mark.parametrize("rpc", ["StatBlob", "ReadBlob", "WriteBlob"])
+async def test_cancelling_the_caller_reaches_the_handlers_finally(stub: Any, blobs: ScriptedBlobs, rpc: str) -> None:
+    task = asyncio.create_task(call(stub, rpc, "hang"))
+    await asyncio.wait_for(blobs.entered.wait(), 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.wait_for(blobs.left.wait(), 10)
+
+
+async def test_leaving_a_stream_early_reaches_the_handlers_finally(stub: Any, blobs: ScriptedBlobs) -> None:
+    stream = stub.ReadBlob(blob_pb2.ReadBlobRequest(key="hang", limit=1))
+    await anext(stream)
+    reader = asyncio.create_task(anext(stream))
+    await asyncio.wait_for(blobs.entered.wait(), 10)
+    reader.cancel()
+    await asyncio.gather(reader, return_exceptions=True)
+    await stream.aclose()
+    await asyncio.wait_for(blobs.left.wait(), 10)
+
+
+async def test_metadata_reaches_the_servicer(stub: Any, blobs: ScriptedBlobs) -> None:
+    await stub.StatBlob(blob_pb2.StatBlobRequest(key="fine"), metadata=(("crucible-instance", "a"),))
+    assert blobs.seen["crucible-instance"] == "a"
+
+
+class Echo:
+    """Answers each request of a two-way stream."""
+
+    async def Talk(self, request_iterator: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for each in request_iterator:
+            yield each
+
+
+async def test_a_two_way_stream_over_an_object() -> None:
+    talk = ObjectChannel({"test.Echo": Echo()}, serialise=True).stream_stream("/test.Echo/Talk")
+    sizes = [len(each.chunk.data) async for each in talk(chunks(1, 2))]
+    assert sizes == [0, 1, 2]
+
+
+async def test_serialising_hands_over_copies_and_an_object_the_message_itself() -> None:
+    kept: list[Any] = []
+
+    class Keeper:
+        async def StatBlob(self, request: Any, context: Any) -> Any:
+            kept.append(request)
+            return blob_pb2.StatBlobResponse()
+
+    request = blob_pb2.StatBlobRequest(key="k")
+    for serialise in (False, True):
+        channel = ObjectChannel({SERVICE: Keeper()}, serialise=serialise)
+        await blob_pb2_grpc.BlobStoreServiceStub(channel).StatBlob(request)
+    assert kept[0] is request
+    assert kept[1] is not request
+    assert kept[1] == request
+
+
+async def test_without_waiting_a_missing_server_fails_at_once() -> None:
+    channel = connect("unix:/nonexistent/socket", wait_for_ready=False)
+    with pytest.raises(errors.UnavailableError):
+        await blob_pb2_grpc.BlobStoreServiceStub(channel).StatBlob(blob_pb2.StatBlobRequest(key="k"), timeout=10)
+    await channel.close()
+
+
+async def test_with_waiting_a_missing_server_costs_the_deadline() -> None:
+    channel = connect("unix:/nonexistent/socket")
+    with pytest.raises(errors.DeadlineExceededError):
+        await blob_pb2_grpc.BlobStoreServiceStub(channel).StatBlob(blob_pb2.StatBlobRequest(key="k"), timeout=0.2)
+    await channel.close()
