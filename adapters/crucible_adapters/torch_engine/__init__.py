@@ -1,0 +1,1 @@
+"""Training and sampling of transformers models on torch, served as a process of its own."""

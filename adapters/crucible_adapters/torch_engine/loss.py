@@ -1,0 +1,214 @@
+"""Losses as sums over tokens, computed without ever holding the (tokens x vocabulary) logits.
+
+Shape suffixes: N tokens of a micro-batch (padding removed), C tokens of one chunk, D hidden size, V vocabulary.
+
+A loss here is a function of each token's own logprob. It is evaluated chunk by chunk, and its gradient with respect to
+the hidden states and the lm head is computed in the same pass: two matrix products a chunk instead of the three that
+recomputing the logits in a backward pass costs. Nothing is divided by a token or example count: a mean is the
+caller's weights, so micro-batching cannot change a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from crucible_kit.errors import field_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The lm head and, for training it, the gradients to add into (None for a frozen one)."""
+
+    weight_VD: torch.Tensor
+    bias_V: torch.Tensor | None = None
+    grad_weight_VD: torch.Tensor | None = None
+    grad_bias_V: torch.Tensor | None = None
+
+
+TokenLossFn = Callable[[torch.Tensor, Mapping[str, torch.Tensor], Mapping[str, float]], torch.Tensor]
+"""(logprobs_C, inputs by name, each C, config) -> losses_C, differentiable in logprobs_C."""
+
+CHUNK_ELEMENTS = 2**20
+"""Logits per chunk the CPU works on at once: 4 MiB of float32, which stays in a core's share of the last cache."""
+
+MIN_CHUNK_TOKENS = 128
+"""Fewer rows make the head's gradient (V x D, rewritten for every chunk) cost more than the products themselves."""
+
+
+def chunk_tokens(head: Head) -> int:
+    """Tokens per chunk for a head's vocabulary and device."""
+    elements = CHUNK_ELEMENTS if head.weight_VD.device.type == "cpu" else 64 * CHUNK_ELEMENTS
+    return max(MIN_CHUNK_TOKENS, elements // head.weight_VD.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLoss:
+    """A named loss and the exact inputs it takes."""
+
+    name: str
+    inputs: tuple[str, ...]
+    """Names of the float inputs, one value per token, that a datum must carry: no more, no less."""
+    config: Mapping[str, float]
+    """Option names and their defaults; other options are refused."""
+    fn: TokenLossFn
+
+
+_LOSSES: dict[str, TokenLoss] = {}
+
+
+def register_loss(
+    name: str, *, inputs: tuple[str, ...], config: Mapping[str, float] | None = None
+) -> Callable[[TokenLossFn], TokenLossFn]:
+    """Register a per-token loss under its wire name."""
+
+    def register(fn: TokenLossFn) -> TokenLossFn:
+        _LOSSES[name] = TokenLoss(name=name, inputs=inputs, config=dict(config or {}), fn=fn)
+        return fn
+
+    return register
+
+
+def loss_names() -> list[str]:
+    """Names of the registered losses, sorted."""
+    return sorted(_LOSSES)
+
+
+def get_loss(name: str) -> TokenLoss:
+    """The registered loss, or InvalidArgument naming those that exist."""
+    if name not in _LOSSES:
+        raise field_error("loss_fn.name", f"unknown loss {name!r}: use one of {', '.join(loss_names())}")
+    return _LOSSES[name]
+
+
+@register_loss("cross_entropy", inputs=("weights",))
+def cross_entropy(
+    logprobs_C: torch.Tensor, inputs: Mapping[str, torch.Tensor], config: Mapping[str, float]
+) -> torch.Tensor:
+    """-w * logprob (nats); any float weight, negative ones included."""
+    return -inputs["weights"] * logprobs_C
+
+
+def head_logits(hidden_CD: torch.Tensor, head: Head) -> torch.Tensor:
+    """logits_CV in at least float32."""
+    logits_CV = torch.nn.functional.linear(hidden_CD, head.weight_VD, head.bias_V)
+    return logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
+
+
+@torch.no_grad()
+def target_logprobs(
+    hidden_ND: torch.Tensor, head: Head, targets_N: torch.Tensor, *, chunk: int | None = None
+) -> torch.Tensor:
+    """logprobs_N of the targets in nats; float32, or float64 for a float64 model."""
+    parts = [
+        _softmax(hidden_CD, head, targets_C).logprobs_C
+        for hidden_CD, targets_C in zip(
+            hidden_ND.split(chunk or chunk_tokens(head)), targets_N.split(chunk or chunk_tokens(head)), strict=True
+        )
+    ]
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class LossGradients:
+    """What one pass over a micro-batch gives."""
+
+    loss: float
+    """Sum of the tokens' losses, nats, added up in float64."""
+    logprobs_N: torch.Tensor
+    """log p(target) of every token, those of weight zero included."""
+    grad_hidden_ND: torch.Tensor
+    """Gradient of the sum with respect to the hidden states."""
+
+
+@torch.no_grad()
+def token_loss_gradients(
+    hidden_ND: torch.Tensor,
+    head: Head,
+    targets_N: torch.Tensor,
+    inputs: Mapping[str, torch.Tensor],
+    loss: TokenLoss,
+    config: Mapping[str, float],
+    *,
+    chunk: int | None = None,
+) -> LossGradients:
+    """Sum of `loss` over N tokens with its exact gradients; the head's are added into `head.grad_*`, where given."""
+    step = chunk or chunk_tokens(head)
+    options = {**loss.config, **config}
+    total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
+    grad_hidden_ND = torch.zeros_like(hidden_ND)
+    grad_head = _HeadGradient(head)
+    logprobs = []
+    for start in range(0, hidden_ND.shape[0], step):
+        part = slice(start, start + step)
+        hidden_CD, targets_C = hidden_ND[part], targets_N[part]
+        softmax = _softmax(hidden_CD, head, targets_C)
+        logprobs.append(softmax.logprobs_C)
+        with torch.enable_grad():
+            leaf_C = softmax.logprobs_C.detach().requires_grad_()
+            loss_C = loss.fn(leaf_C, {name: value[part] for name, value in inputs.items()}, options)
+            (slope_C,) = torch.autograd.grad(loss_C.sum(), leaf_C)
+        total += loss_C.detach().sum(dtype=torch.float64)
+        # prompt tokens have weight zero: their two gradient products are not done
+        rows = slope_C.nonzero()[:, 0]
+        if rows.numel() == slope_C.numel():
+            grad_logits_CV = softmax.grad_logits(slope_C, targets_C).to(hidden_ND.dtype)
+            torch.mm(grad_logits_CV, head.weight_VD, out=grad_hidden_ND[part])
+        elif rows.numel():
+            hidden_CD = hidden_CD[rows]
+            grad_logits_CV = softmax.take(rows).grad_logits(slope_C[rows], targets_C[rows]).to(hidden_ND.dtype)
+            grad_hidden_ND[start + rows] = grad_logits_CV @ head.weight_VD
+        else:
+            continue
+        grad_head.add(grad_logits_CV, hidden_CD)
+    grad_head.finish()
+    return LossGradients(float(total), torch.cat(logprobs), grad_hidden_ND)
+
+
+class _Softmax(NamedTuple):
+    """exp(logits - max) of a chunk, its row sums, and the targets' logprobs."""
+
+    exps_CV: torch.Tensor
+    sums_C: torch.Tensor
+    logprobs_C: torch.Tensor
+
+    def take(self, rows: torch.Tensor) -> _Softmax:
+        return _Softmax(self.exps_CV[rows], self.sums_C[rows], self.logprobs_C[rows])
+
+    def grad_logits(self, slope_C: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+        """slope x (onehot - softmax), written over exps_CV."""
+        grad_CV = self.exps_CV.mul_((-slope_C / self.sums_C)[:, None])
+        return grad_CV.scatter_add_(-1, targets_C[:, None], slope_C[:, None])
+
+
+def _softmax(hidden_CD: torch.Tensor, head: Head, targets_C: torch.Tensor) -> _Softmax:
+    logits_CV = head_logits(hidden_CD, head)
+    logits_CV.sub_(logits_CV.amax(-1, keepdim=True))
+    target_logits_C = logits_CV.gather(-1, targets_C[:, None])[:, 0]
+    exps_CV = logits_CV.exp_()
+    sums_C = exps_CV.sum(-1)
+    return _Softmax(exps_CV, sums_C, target_logits_C - sums_C.log())
+
+
+class _HeadGradient:
+    """Adds the chunks' gradients of the head; half-precision ones are summed in float32 first."""
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+        narrow = head.grad_weight_VD is not None and head.grad_weight_VD.dtype not in (torch.float32, torch.float64)
+        self._sum_VD = torch.zeros_like(head.weight_VD, dtype=torch.float32) if narrow else None
+
+    def add(self, grad_logits_CV: torch.Tensor, hidden_CD: torch.Tensor) -> None:
+        if self._head.grad_bias_V is not None:
+            self._head.grad_bias_V.add_(grad_logits_CV.sum(0))
+        if self._sum_VD is not None:
+            self._sum_VD += grad_logits_CV.T @ hidden_CD
+        elif self._head.grad_weight_VD is not None:
+            self._head.grad_weight_VD.addmm_(grad_logits_CV.T, hidden_CD)
+
+    def finish(self) -> None:
+        if self._sum_VD is not None and self._head.grad_weight_VD is not None:
+            self._head.grad_weight_VD.add_(self._sum_VD)

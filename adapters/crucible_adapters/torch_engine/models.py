@@ -1,0 +1,170 @@
+"""Loading a causal language model from a local folder.
+
+Nothing is fetched: a folder that is not there, or lacks a file, is refused before any weight is read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from crucible_adapters.torch_engine.attention import use_row_invariant_decoding
+from crucible_adapters.torch_engine.loss import Head
+from crucible_kit.errors import NotFoundError, field_error
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A causal LM split where the loss and the sampler need it: backbone (hidden states) and head (logits)."""
+
+    net: Any
+    """The transformers module, in eval mode: dropout would make a step depend on a global generator."""
+    folder: Path
+    """Where config.json and the tokenizer files are; checkpoints copy them from here."""
+    device: torch.device
+    dtype: torch.dtype
+    vocab_size: int
+    max_positions: int
+    """Longest sequence the position encoding is made for, tokens."""
+    parameter_count: int
+    """Distinct parameters; tied ones count once."""
+
+    def head(self, *, train: bool = False) -> Head:
+        """The lm head (the embedding itself where they are tied); with `train`, with gradients to add into."""
+        module = self.net.get_output_embeddings()
+        return Head(
+            weight_VD=module.weight.detach(),
+            bias_V=None if module.bias is None else module.bias.detach(),
+            grad_weight_VD=_gradient(module.weight) if train else None,
+            grad_bias_V=_gradient(module.bias) if train else None,
+        )
+
+    def hidden_states(self, tokens_BT: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        """hidden_BTD: the final hidden states of right-padded or cached token ids."""
+        output = self.net.base_model(input_ids=tokens_BT, past_key_values=cache, use_cache=cache is not None)
+        return output.last_hidden_state
+
+    def named_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Trainable parameters by name, in the module's order; tied ones once."""
+        return dict(self.net.named_parameters())
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda if there is one, else cpu."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise field_error("device", f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise field_error("device", f"{name!r} is not available on this machine: use cpu")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device, config: dict[str, Any]) -> torch.dtype:
+    """`auto` is the folder's own dtype on a GPU and float32 on a CPU, where half precision is slow and coarse."""
+    if name == "auto":
+        stored = config.get("dtype") or config.get("torch_dtype") or "float32"
+        name = stored if device.type != "cpu" else "float32"
+        # float16 gradients overflow without loss scaling
+        name = "bfloat16" if name == "float16" else name
+    if name not in DTYPES:
+        raise field_error("dtype", f"unknown dtype {name!r}: use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def check_model_folder(folder: Path) -> dict[str, Any]:
+    """The parsed config.json of a model folder, or INVALID_ARGUMENT saying which file it lacks."""
+    if not folder.is_dir():
+        raise NotFoundError(
+            f"base_model: no model folder at {folder}", reason="MODEL_NOT_FOUND", metadata={"base_model": folder}
+        )
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise field_error("base_model", f"{folder} has no config.json: it is not a transformers model folder")
+    if not any(folder.glob("*.safetensors")):
+        raise field_error("base_model", f"{folder} has no *.safetensors weights")
+    try:
+        return json.loads(config_file.read_bytes())
+    except ValueError as error:
+        raise field_error("base_model", f"{config_file} is not valid JSON: {error}") from None
+
+
+def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """Load the causal LM in `folder`.
+
+    Raises INVALID_ARGUMENT for an unknown folder, device or dtype, for weights that do not fill the architecture, and
+    for an architecture whose logits are more than its head applied to its hidden states.
+    """
+    folder = folder.resolve()
+    config = check_model_folder(folder)
+    torch_device = pick_device(device)
+    torch_dtype = pick_dtype(dtype, torch_device, config)
+    logging.disable_progress_bar()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch_dtype, local_files_only=True, output_loading_info=True
+        )
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        raise field_error("base_model", f"{folder} does not load as a causal language model: {error}") from error
+    # transformers fills what is missing with random numbers and only warns
+    net, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise field_error("base_model", f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
+    net = net.to(torch_device).eval()
+    _own_memory(net)
+    use_row_invariant_decoding(net)
+    _check_head(net, torch_device, folder)
+    return LoadedModel(
+        net=net,
+        folder=folder,
+        device=torch_device,
+        dtype=torch_dtype,
+        vocab_size=net.get_output_embeddings().weight.shape[0],
+        max_positions=int(getattr(net.config, "max_position_embeddings", None) or 2**31 - 1),
+        parameter_count=sum(p.numel() for p in net.parameters()),
+    )
+
+
+@torch.no_grad()
+def _own_memory(net: Any) -> None:
+    """Copy weights out of the mapped file: it may change under us, and its odd offsets make products slower."""
+    for tensor in (*net.parameters(), *net.buffers()):
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+
+
+@torch.no_grad()
+def _check_head(net: Any, device: torch.device, folder: Path) -> None:
+    """Refuse soft-capped or scaled logits: the chunked loss applies the head itself and would silently differ."""
+    tokens_BT = torch.zeros((1, 4), dtype=torch.int64, device=device)
+    head = net.get_output_embeddings()
+    ours = head(net.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state)
+    theirs = net(input_ids=tokens_BT, use_cache=False).logits
+    if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-4):
+        architecture = type(net).__name__
+        raise field_error(
+            "base_model", f"{folder}: {architecture} changes its logits after the head, which this engine cannot train"
+        )
+
+
+def _gradient(parameter: torch.nn.Parameter | None) -> torch.Tensor | None:
+    """The parameter's accumulated gradient, zeros if there was none."""
+    if parameter is None or not parameter.requires_grad:
+        return None
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

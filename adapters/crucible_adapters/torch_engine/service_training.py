@@ -1,0 +1,200 @@
+"""TrainingService over the engine's sessions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+from google.protobuf import duration_pb2
+
+from crucible.port.training.v1 import training_pb2 as pb
+from crucible.port.training.v1 import training_pb2_grpc
+from crucible_adapters.torch_engine.batching import Datum
+from crucible_adapters.torch_engine.checkpoint import load_checkpoint, save_checkpoint
+from crucible_adapters.torch_engine.checkpoint_store import CheckpointUpload
+from crucible_adapters.torch_engine.engine import Engine, TrainingRecord, model_folder
+from crucible_adapters.torch_engine.loss import TokenLoss
+from crucible_adapters.torch_engine.operations import Cancelled, OrderedOperations, Result, Work
+from crucible_adapters.torch_engine.optimizer import AdamWOptions
+from crucible_adapters.torch_engine.requests import parse_adam, parse_data, parse_loss
+from crucible_adapters.torch_engine.session import TrainingSession
+from crucible_kit.chunks import crc32, read_chunks
+from crucible_kit.errors import capability_missing, field_error
+from crucible_kit.tensors import to_tensor
+
+CAPABILITIES = ("training.checkpoint_files", "training.full", "training.local_model")
+MAX_WAIT_SECONDS = 30.0
+_SERVICE = pb.DESCRIPTOR.services_by_name["TrainingService"].full_name
+
+
+class TrainingService(training_pb2_grpc.TrainingServiceServicer):
+    """Sessions that train every weight of a local transformers model."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._sessions = engine.training
+
+    async def CreateTrainingSession(
+        self, request: pb.CreateTrainingSessionRequest, context: Any
+    ) -> pb.CreateTrainingSessionResponse:
+        if request.HasField("lora"):
+            raise capability_missing("training", "training.lora", "leave `lora` out to train all weights")
+        folder = model_folder(request.base_model)
+
+        async def make() -> TrainingRecord:
+            model = await self._engine.load(folder, request.dtype)
+            session = TrainingSession(model, micro_batch_tokens=self._engine.options.micro_batch_tokens)
+            operations = OrderedOperations(self._engine.compute, source=_SERVICE)
+            return TrainingRecord(operations=operations, session=session, base_model=request.base_model)
+
+        record = await self._sessions.create(request.request_id, request, make)
+        return pb.CreateTrainingSessionResponse(session=self._describe(record))
+
+    async def GetTrainingSession(
+        self, request: pb.GetTrainingSessionRequest, context: Any
+    ) -> pb.GetTrainingSessionResponse:
+        return pb.GetTrainingSessionResponse(session=self._describe(self._sessions.get(request.session_id)))
+
+    async def Forward(self, request: pb.ForwardRequest, context: Any) -> pb.ForwardResponse:
+        record = self._sessions.get(request.session_id)
+        loss, parameters, data = await self._engine.on_io(_parse_pass, request, record)
+        run = partial(_run_pass, record.session.forward, data, loss, parameters)
+        operation = await record.operations.submit(request.sequence, request, Work(run=run))
+        return pb.ForwardResponse(operation=operation.now())
+
+    async def ForwardBackward(self, request: pb.ForwardBackwardRequest, context: Any) -> pb.ForwardBackwardResponse:
+        record = self._sessions.get(request.session_id)
+        loss, parameters, data = await self._engine.on_io(_parse_pass, request, record)
+        run = partial(_run_pass, record.session.forward_backward, data, loss, parameters)
+        dropped = partial(record.session.invalidate_gradients, "it was cancelled")
+        operation = await record.operations.submit(request.sequence, request, Work(run=run, on_dropped=dropped))
+        return pb.ForwardBackwardResponse(operation=operation.now())
+
+    async def OptimStep(self, request: pb.OptimStepRequest, context: Any) -> pb.OptimStepResponse:
+        record = self._sessions.get(request.session_id)
+        run = partial(_run_optim_step, record.session, parse_adam(request.adam))
+        operation = await record.operations.submit(request.sequence, request, Work(run=run))
+        return pb.OptimStepResponse(operation=operation.now())
+
+    async def SaveCheckpoint(self, request: pb.SaveCheckpointRequest, context: Any) -> pb.SaveCheckpointResponse:
+        record = self._sessions.get(request.session_id)
+        store = self._engine.store
+
+        def run(_: Cancelled) -> Result:
+            folder = store.folder_for(request.name)
+            checkpoint = save_checkpoint(record.session, folder, weights_only=request.weights_only)
+            return "checkpoint", store.describe(checkpoint)
+
+        operation = await record.operations.submit(request.sequence, request, Work(run=run))
+        return pb.SaveCheckpointResponse(operation=operation.now())
+
+    async def LoadCheckpoint(self, request: pb.LoadCheckpointRequest, context: Any) -> pb.LoadCheckpointResponse:
+        record = self._sessions.get(request.session_id)
+        store = self._engine.store
+
+        def run(_: Cancelled) -> Result:
+            # looked up here: an earlier call in the queue may be the one that saves it
+            folder = store.find(request.uri)
+            checkpoint = load_checkpoint(record.session, folder, weights_only=request.weights_only)
+            return "checkpoint", store.describe(checkpoint)
+
+        operation = await record.operations.submit(request.sequence, request, Work(run=run))
+        return pb.LoadCheckpointResponse(operation=operation.now())
+
+    async def AwaitOperation(self, request: pb.AwaitOperationRequest, context: Any) -> pb.AwaitOperationResponse:
+        record = self._sessions.get(request.session_id)
+        seconds = min(request.wait.ToTimedelta().total_seconds(), MAX_WAIT_SECONDS)
+        operation = await record.operations.wait(request.operation_id, seconds)
+        record.renew()
+        result: dict[str, Any] = {} if operation.result is None else dict([operation.result])
+        return pb.AwaitOperationResponse(operation=operation.now(), **result)
+
+    async def CancelOperation(self, request: pb.CancelOperationRequest, context: Any) -> pb.CancelOperationResponse:
+        operation = self._sessions.get(request.session_id).operations.cancel(request.operation_id)
+        return pb.CancelOperationResponse(operation=operation.now())
+
+    async def ReadCheckpointFile(
+        self, request: pb.ReadCheckpointFileRequest, context: Any
+    ) -> AsyncIterator[pb.ReadCheckpointFileResponse]:
+        path = await self._engine.on_io(self._engine.store.find_file, request.uri, request.path)
+        chunks = read_chunks(path)
+        while (chunk := await self._engine.on_io(lambda: next(chunks, None))) is not None:
+            offset, data = chunk
+            yield pb.ReadCheckpointFileResponse(offset=offset, crc32=crc32(data), data=data)
+
+    async def UploadCheckpoint(
+        self, request_iterator: AsyncIterator[pb.UploadCheckpointRequest], context: Any
+    ) -> pb.UploadCheckpointResponse:
+        engine, store = self._engine, self._engine.store
+        first = await anext(request_iterator, pb.UploadCheckpointRequest())
+        if first.WhichOneof("part") != "header":
+            raise field_error("header", "missing: the first message of an upload is its header")
+        checkpoint = await engine.on_io(store.existing, first.header)
+        if checkpoint is None:
+            upload = await engine.on_io(CheckpointUpload, store, first.header)
+            try:
+                async for request in request_iterator:
+                    if request.WhichOneof("part") != "chunk":
+                        raise field_error("chunk", "missing: after the header come chunks only")
+                    await engine.on_io(upload.write, request.chunk)
+                checkpoint = await engine.on_io(upload.commit)
+            finally:
+                await engine.on_io(upload.close)
+        return pb.UploadCheckpointResponse(checkpoint=store.describe(checkpoint))
+
+    async def DeleteCheckpoint(self, request: pb.DeleteCheckpointRequest, context: Any) -> pb.DeleteCheckpointResponse:
+        await self._engine.on_io(self._engine.store.delete, request.uri)
+        return pb.DeleteCheckpointResponse()
+
+    async def CloseTrainingSession(
+        self, request: pb.CloseTrainingSessionRequest, context: Any
+    ) -> pb.CloseTrainingSessionResponse:
+        await self._sessions.close(request.session_id)
+        return pb.CloseTrainingSessionResponse()
+
+    def _describe(self, record: TrainingRecord) -> pb.TrainingSession:
+        model = record.session.model
+        return pb.TrainingSession(
+            session_id=record.session_id,
+            base_model=record.base_model,
+            trainable_parameters=model.parameter_count,
+            vocab_size=model.vocab_size,
+            max_sequence_tokens=model.max_positions,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            optim_steps=record.session.optim_steps,
+            weights_version=record.session.weights_version,
+            next_sequence=record.operations.next_sequence,
+            lease=duration_pb2.Duration(seconds=int(self._sessions.lease_seconds)),
+        )
+
+
+def _parse_pass(
+    request: pb.ForwardRequest | pb.ForwardBackwardRequest, record: TrainingRecord
+) -> tuple[TokenLoss, dict[str, float], list[Datum]]:
+    loss, parameters = parse_loss(request.loss_fn)
+    return loss, parameters, parse_data(request.data, loss, record.session.model)
+
+
+def _run_pass(run: Any, data: list[Datum], loss: TokenLoss, parameters: dict[str, float], _: Cancelled) -> Result:
+    start = time.perf_counter()
+    result = run(data, loss, parameters)
+    seconds = time.perf_counter() - start
+    outputs = [pb.LossOutput(logprobs=to_tensor(row.astype("float32"))) for row in result.logprobs]
+    metrics = {"compute_seconds": seconds, "tokens": float(sum(len(datum.tokens) for datum in data))}
+    return "forward", pb.ForwardResult(loss=result.loss, outputs=outputs, metrics=metrics)
+
+
+def _run_optim_step(session: TrainingSession, options: AdamWOptions, _: Cancelled) -> Result:
+    start = time.perf_counter()
+    result = session.optim_step(options)
+    return "optim_step", pb.OptimStepResult(
+        grad_norm=result.grad_norm,
+        update_norm=result.update_norm,
+        learning_rate=result.learning_rate,
+        optim_steps=result.optim_steps,
+        weights_version=result.weights_version,
+        metrics={"compute_seconds": time.perf_counter() - start},
+    )

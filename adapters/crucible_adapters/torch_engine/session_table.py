@@ -1,0 +1,121 @@
+"""Open sessions by id: created once per request id, kept while their lease is renewed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from crucible_adapters.torch_engine.operations import Operations, digest_of
+from crucible_kit.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, eq=False)
+class SessionRecord:
+    """What every open session has."""
+
+    operations: Operations
+    session_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    last_used: float = field(default_factory=time.monotonic)
+
+    def renew(self) -> None:
+        """Begin the lease anew."""
+        self.last_used = time.monotonic()
+
+    async def close(self) -> None:
+        """End its operations and free what it holds."""
+        await self.operations.close()
+
+
+Record = TypeVar("Record", bound=SessionRecord)
+
+
+class SessionTable(Generic[Record]):
+    """The open sessions of one service."""
+
+    def __init__(self, *, limit: int, lease_seconds: float) -> None:
+        self.lease_seconds = lease_seconds
+        self._limit = limit
+        self._creations: dict[str, tuple[bytes, asyncio.Task[Record]]] = {}
+        self._records: dict[str, Record] = {}
+        self._request_ids: dict[str, str] = {}
+
+    async def create(self, request_id: str, request: Message, make: Callable[[], Awaitable[Record]]) -> Record:
+        """The session of this request id, made by the first call; a caller that goes away does not stop the making.
+
+        Raises InvalidArgumentError REQUEST_ID_REUSED for another payload, ResourceExhaustedError TOO_MANY_SESSIONS.
+        """
+        digest = digest_of(request)
+        if request_id not in self._creations:
+            if len(self._creations) >= self._limit:
+                raise ResourceExhaustedError(
+                    f"{self._limit} sessions are open, the most this engine keeps: close one first",
+                    reason="TOO_MANY_SESSIONS",
+                    metadata={"limit": self._limit},
+                    retry_delay=5.0,
+                )
+            self._creations[request_id] = (digest, asyncio.create_task(self._make(request_id, make)))
+        first_digest, creation = self._creations[request_id]
+        if first_digest != digest:
+            raise InvalidArgumentError(
+                f"request_id: {request_id} was used for another request: use a new UUID",
+                reason="REQUEST_ID_REUSED",
+                metadata={"field": "request_id", "request_id": request_id},
+            )
+        record = await asyncio.shield(creation)
+        record.renew()
+        return record
+
+    async def _make(self, request_id: str, make: Callable[[], Awaitable[Record]]) -> Record:
+        try:
+            record = await make()
+        except BaseException:
+            del self._creations[request_id]
+            raise
+        self._records[record.session_id] = record
+        self._request_ids[record.session_id] = request_id
+        return record
+
+    def get(self, session_id: str, *, field: str = "session_id") -> Record:
+        """The session, its lease renewed. Raises NotFoundError SESSION_NOT_FOUND."""
+        record = self._records.get(session_id)
+        if record is None:
+            raise NotFoundError(
+                f"{field}: no open session {session_id!r}: create one, from the last checkpoint if there is one",
+                reason="SESSION_NOT_FOUND",
+                metadata={"session_id": session_id},
+            )
+        record.renew()
+        return record
+
+    async def close(self, session_id: str) -> None:
+        """Close a session after its running operation; unknown is OK."""
+        record = self._records.pop(session_id, None)
+        if record is not None:
+            self._creations.pop(self._request_ids.pop(session_id), None)
+            await record.close()
+
+    async def close_expired(self) -> None:
+        """Close the sessions that nobody named for a lease, unless they have unfinished operations."""
+        oldest = time.monotonic() - self.lease_seconds
+        for record in list(self._records.values()):
+            if record.last_used < oldest and not record.operations.pending:
+                logger.info("the lease of session %s ended", record.session_id)
+                await self.close(record.session_id)
+
+    async def close_all(self) -> None:
+        """Close every session, those being made included."""
+        creations = [task for _, task in self._creations.values()]
+        for task in creations:
+            task.cancel()
+        await asyncio.gather(*creations, return_exceptions=True)
+        for session_id in list(self._records):
+            await self.close(session_id)

@@ -1,0 +1,63 @@
+"""Every port's suite runs over four bindings: an object, an object behind serialised messages, a unix socket, TCP."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crucible_kit.adapter import AdapterContext
+from crucible_kit.channel import Channel, ObjectChannel, connect
+from crucible_kit.ports import PORTS
+from crucible_kit.serving import serve_ports
+
+
+class Binding:
+    """Gives stubs of adapters, and ends what it started."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._stack = AsyncExitStack()
+
+    async def stub(self, adapter: Any) -> Any:
+        """A stub that calls the adapter over this binding; the adapter is closed with it."""
+        self._stack.push_async_callback(adapter.close)
+        port = PORTS[adapter.description.port]
+        return port.stub(await self._channel(port.name, port.service.full_name, adapter))
+
+    async def _channel(self, port: str, service: str, adapter: Any) -> Channel:
+        if self._kind in ("object", "serialise"):
+            return ObjectChannel({service: adapter}, serialise=self._kind == "serialise")
+        # Short: a socket's path has at most 107 characters.
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory())
+        address = f"unix:{Path(folder) / 's'}" if self._kind == "unix" else "127.0.0.1:0"
+        description = adapter.description
+        served = await serve_ports(
+            {port: adapter}, address, name=description.name, capabilities={port: description.capabilities}
+        )
+        self._stack.push_async_callback(served.stop)
+        channel = connect(served.address)
+        self._stack.push_async_callback(channel.close)
+        return channel
+
+    async def stop(self) -> None:
+        """Ends servers, when their calls have ended, and adapters."""
+        await self._stack.aclose()
+
+
+@pytest.fixture(params=["object", "serialise", "unix", "tcp"])
+async def binding(request: pytest.FixtureRequest) -> AsyncIterator[Binding]:
+    binding = Binding(request.param)
+    yield binding
+    await binding.stop()
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> AdapterContext:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    return AdapterContext(data_dir=data_dir)

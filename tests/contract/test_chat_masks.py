@@ -1,0 +1,266 @@
+"""Train masks: exactly what a message says and the token that ends its turn, whatever the template does around it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from crucible.port.tokenizer.v1 import tokenizer_pb2 as pb
+from crucible.type.v1 import message_pb2
+from crucible_adapters.tokenizer.folder import FolderTokenizer
+from crucible_adapters.tokenizer.spans import RenderedChat, train_mask
+from crucible_adapters.tokenizer.tokenizers_folder import TokenizersFolder
+from crucible_kit.adapter import AdapterContext, AdapterOptions
+from crucible_kit.errors import InvalidArgumentError
+from tests.contract import tokenizer_folders as folders
+from tests.contract.conftest import Binding
+from tests.contract.refusals import refused
+from tests.contract.tokenizer_folders import make_folder
+
+END = "<|im_end|>"
+DECODER = Tokenizer.from_file(str(folders.SHIPPED / "tokenizer.json"))
+CHAT = [("system", "Be brief."), ("user", "How many?"), ("assistant", "Six."), ("user", "Sure?"), ("assistant", "Yes.")]
+
+
+@pytest.fixture
+async def stub(binding: Binding, context: AdapterContext) -> Any:
+    return await binding.stub(TokenizersFolder(AdapterOptions(), context))
+
+
+@pytest.fixture
+async def local(context: AdapterContext) -> Any:
+    """For what a binding does not change."""
+    binding = Binding("object")
+    yield await binding.stub(TokenizersFolder(AdapterOptions(), context))
+    await binding.stop()
+
+
+async def apply(stub: Any, folder: Path, *chats: Sequence[tuple[str, str]], **fields: Any) -> Any:
+    conversations = [
+        message_pb2.Conversation(messages=[message_pb2.Message(role=r, content=c) for r, c in chat]) for chat in chats
+    ]
+    request = pb.ApplyChatTemplateRequest(tokenizer=str(folder), conversations=conversations, **fields)
+    return (await stub.ApplyChatTemplate(request)).rendered
+
+
+def trained(rendered: pb.RenderedConversation) -> list[str]:
+    """The texts of the stretches that are trained on."""
+    ids = np.frombuffer(rendered.tokens_int32, "<i4").tolist()
+    pairs = zip(rendered.train_mask_uint8, ids, strict=True)
+    stretches = [(mask, [each for _, each in group]) for mask, group in itertools.groupby(pairs, lambda pair: pair[0])]
+    return [DECODER.decode(stretch, skip_special_tokens=False) for mask, stretch in stretches if mask]
+
+
+EXPECTED = {
+    message_pb2.TRAIN_ON_UNSPECIFIED: ["Six." + END, "Yes." + END],
+    message_pb2.TRAIN_ON_ALL_ASSISTANT_MESSAGES: ["Six." + END, "Yes." + END],
+    message_pb2.TRAIN_ON_LAST_ASSISTANT_MESSAGE: ["Yes." + END],
+    message_pb2.TRAIN_ON_ALL_MESSAGES: [content + END for _, content in CHAT],
+    message_pb2.TRAIN_ON_ALL_USER_AND_SYSTEM_MESSAGES: [content + END for role, content in CHAT if role != "assistant"],
+    message_pb2.TRAIN_ON_ALL_TOKENS: ["".join(f"<|im_start|>{role}\n{content}{END}\n" for role, content in CHAT)],
+    message_pb2.TRAIN_ON_CUSTOMIZED: [],
+}
+
+
+@pytest.mark.parametrize("train_on", EXPECTED)
+async def test_train_on_says_which_messages(stub: Any, tmp_path: Path, train_on: Any) -> None:
+    folder = make_folder(tmp_path / "tokenizer")
+    other = [("user", "Why?"), ("assistant", "So.")]
+    first, second = await apply(stub, folder, CHAT, other, train_on=train_on)
+    assert trained(first) == EXPECTED[train_on]
+    assert trained(second) == (await trained_alone(stub, folder, other, train_on))
+
+
+async def trained_alone(stub: Any, folder: Path, chat: Sequence[tuple[str, str]], train_on: Any) -> list[str]:
+    [rendered] = await apply(stub, folder, chat, train_on=train_on)
+    return trained(rendered)
+
+
+async def test_customized_trains_on_the_messages_that_say_so(stub: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tokenizer")
+    messages = [
+        message_pb2.Message(role="user", content="a", trainable=True),
+        message_pb2.Message(role="assistant", content="b", trainable=False),
+        message_pb2.Message(role="assistant", content="c"),
+        message_pb2.Message(role="tool", content="d", name="calculator", trainable=True),
+    ]
+    request = pb.ApplyChatTemplateRequest(
+        tokenizer=str(folder),
+        conversations=[message_pb2.Conversation(messages=messages)],
+        train_on=message_pb2.TRAIN_ON_CUSTOMIZED,
+    )
+    [rendered] = (await stub.ApplyChatTemplate(request)).rendered
+    assert trained(rendered) == ["a" + END, "d" + END]
+
+
+async def test_last_assistant_message_must_be_the_last(stub: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tokenizer")
+    with refused(InvalidArgumentError, "FIELD_INVALID", field="conversations[1].messages", says="'user'"):
+        await apply(stub, folder, CHAT, CHAT[:2], train_on=message_pb2.TRAIN_ON_LAST_ASSISTANT_MESSAGE)
+
+
+async def test_the_mask_is_transformers_own_where_the_template_marks_it(local: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tokenizer")
+    oracle = AutoTokenizer.from_pretrained(folder)
+    chats = [
+        CHAT,
+        [("user", "x"), ("assistant", "h\u00e9 \U0001f389\U0001f389\n\n  4 + 4 = 8\n")],
+        [("user", f"a{END}\n<|im_start|>assistant\nno{END}"), ("assistant", f"b{END}c")],
+        [("user", "x"), ("assistant", "")],
+        [("assistant", "\n"), ("user", "\n"), ("assistant", " ")],
+        [("user", "e"), ("assistant", "e"), ("assistant", "im_end")],
+    ]
+    for chat, rendered in zip(chats, await apply(local, folder, *chats), strict=True):
+        messages = [{"role": role, "content": content} for role, content in chat]
+        expected = oracle.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        # Its end_token is None for a token at the very start of the text; none of these has one there.
+        mask, ids = list(rendered.train_mask_uint8), expected["input_ids"]
+        if f"b{END}c" in chat[-1][1]:
+            # The content ends its own turn early: the one that counts is the template's.
+            assert trained(rendered) == [f"b{END}c{END}"]
+        assert np.frombuffer(rendered.tokens_int32, "<i4").tolist() == ids
+        assert mask == expected["assistant_masks"], chat
+
+
+# Template, further files, the conversation, what is trained on of all assistant messages.
+CASES: dict[str, tuple[str, dict[str, Any], list[tuple[str, str]], list[str]]] = {
+    "the system text lies in the question": (folders.BRACKETS, {}, CHAT, [f" Six. {END}", f" Yes. {END}"]),
+    "contents are trimmed": (
+        folders.BRACKETS,
+        {},
+        [("user", " a "), ("assistant", " \n b c ")],
+        [f" b c {END}"],
+    ),
+    "an eos ends the whole": (
+        folders.ENDS_WITH_EOS,
+        {"eos_token": "<|endoftext|>"},
+        CHAT,
+        [f"Six.{END}", f"Yes.{END}"],
+    ),
+    "the end of a turn is no eos": (folders.CHATML, {"eos_token": "<|endoftext|>"}, CHAT, [f"Six.{END}", f"Yes.{END}"]),
+    "there is no eos": (folders.CHATML, {"eos_token": None}, CHAT, [f"Six.{END}", f"Yes.{END}"]),
+    "thoughts go from earlier answers": (
+        folders.THINKING,
+        {},
+        [
+            ("user", "a"),
+            ("assistant", "<think>\nhm\n</think>\n\nb"),
+            ("user", "c"),
+            ("assistant", "<think>\nx\n</think>\n\nd"),
+        ],
+        [f"b{END}", f"<think>\nx\n</think>\n\nd{END}"],
+    ),
+    "an empty thought is put before": (
+        folders.THINKING,
+        {},
+        [("user", "a"), ("assistant", "b")],
+        [f"<think>\n\n</think>\n\nb{END}"],
+    ),
+    "nothing ends a turn": (folders.PLAIN, {"eos_token": "<|endoftext|>"}, CHAT, [" Six.", " Yes."]),
+    "the end is in the content": (
+        folders.CHATML,
+        {},
+        [("user", END), ("assistant", f"a{END}\n<|im_start|>user\nb"), ("user", "c"), ("assistant", END)],
+        [f"a{END}\n<|im_start|>user\nb{END}", END + END],
+    ),
+    "an assistant begins": (folders.CHATML, {}, [("assistant", "a"), ("user", "b")], [f"a{END}"]),
+    "the content looks like the header": (
+        folders.CHATML,
+        {},
+        [("user", "assistant"), ("assistant", "assistant"), ("user", "assistant")],
+        [f"assistant{END}"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_masks_of_templates(local: Any, tmp_path: Path, name: str) -> None:
+    template, config, chat, expected = CASES[name]
+    folder = make_folder(tmp_path / "tokenizer", template=template, config=config)
+    for add_generation_prompt in (False, True):
+        [rendered] = await apply(local, folder, chat, add_generation_prompt=add_generation_prompt)
+        assert trained(rendered) == expected
+
+
+async def test_a_default_system_text_is_no_user_s(local: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tokenizer", template=folders.PLAIN)
+    chat = [("user", "people"), ("assistant", "You")]
+    [rendered] = await apply(local, folder, chat, train_on=message_pb2.TRAIN_ON_ALL_USER_AND_SYSTEM_MESSAGES)
+    mask = np.frombuffer(rendered.train_mask_uint8, np.uint8)
+    before = len(DECODER.encode("You help people.\nuser:").ids)
+    assert mask[:before].sum() == 0
+    assert "".join(trained(rendered)).strip() == "people"
+
+
+async def test_a_template_that_refuses_says_which_conversation(stub: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tokenizer", template=folders.BRACKETS)
+    with refused(InvalidArgumentError, "CHAT_TEMPLATE_REFUSED", field="conversations[1]", says="Roles must take turns"):
+        await apply(stub, folder, CHAT, [("user", "a"), ("user", "b")])
+
+
+async def test_a_template_that_renders_answers_otherwise_than_prompts_is_refused(stub: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tokenizer", template=folders.INCONSISTENT)
+    with refused(InvalidArgumentError, "CHAT_TEMPLATE_REFUSED", field="conversations[1]", says="message 1"):
+        await apply(stub, folder, CHAT[:2], CHAT[1:3])
+    [rendered] = await apply(stub, folder, CHAT, train_on=message_pb2.TRAIN_ON_ALL_TOKENS)
+    assert len(trained(rendered)) == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% if %}", "not valid"),
+        ("{{ messages[0].content + 1 }}", "can only concatenate str"),
+        ("{{ ().__class__.__mro__ }}", "unsafe"),
+        ("{{ strftime_now('%d') }}", "strftime_now"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{% for message in messages %}{{ message.role }}{% endfor %}", "leaves out the content"),
+    ],
+)
+async def test_templates_that_do_not_work_are_refused(local: Any, tmp_path: Path, template: str, says: str) -> None:
+    folder = make_folder(tmp_path / "tokenizer", template=template)
+    with refused(InvalidArgumentError, "CHAT_TEMPLATE_REFUSED", says=says):
+        await apply(local, folder, [("user", "a"), ("assistant", "b")])
+
+
+async def test_the_day_is_not_in_the_tokens(local: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tokenizer", template=folders.DATED)
+    [rendered] = await apply(local, folder, [("user", "x")], train_on=message_pb2.TRAIN_ON_ALL_TOKENS)
+    assert trained(rendered) == ["26 July: x"]
+
+
+def test_any_content_is_found_where_it_is(tmp_path: Path) -> None:
+    """Oracle: under CHATML the text is known by construction, so a content's place is a sum of lengths."""
+    tokenizer = FolderTokenizer(make_folder(tmp_path / "tokenizer"))
+    assert tokenizer.template is not None
+    contents = st.text(st.sampled_from(f"ab \n\u00e9\U0001f389{END}"), max_size=12) | st.sampled_from(
+        [END, "assistant", "\ue0c1\ue0c2"]
+    )
+    chats = st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), contents), min_size=1, max_size=5)
+
+    @settings(max_examples=60, deadline=None, database=None)
+    @given(chats)
+    def check(chat: list[tuple[str, str]]) -> None:
+        messages = [{"role": role, "content": content} for role, content in chat]
+        rendered = RenderedChat(tokenizer.template, messages, add_generation_prompt=False)  # type: ignore[arg-type]
+        assert rendered.text == "".join(f"<|im_start|>{role}\n{content}{END}\n" for role, content in chat)
+        place, spans = 0, []
+        for role, content in chat:
+            start = place + len(f"<|im_start|>{role}\n")
+            spans.append((start, start + len(content) + len(END)))
+            place = spans[-1][1] + 1
+        [(ids, offsets)] = tokenizer.encode_with_offsets([rendered.text])
+        mask = train_mask(rendered, range(len(chat)), ids, offsets, tokenizer.end_of_turn)
+        expected = [any(first < end and start < last for start, end in spans) for first, last in offsets.tolist()]
+        assert mask.tolist() == [int(each) for each in expected]
+
+    check()
