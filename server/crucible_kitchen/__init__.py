@@ -1,0 +1,1 @@
+"""The server: a gRPC runtime for durable, deterministic, observable post-training runs."""

@@ -1,0 +1,5 @@
+"""The `kitchen` command: a gRPC client with a server in its pocket."""
+
+from crucible_kitchen.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,69 @@
+"""Events as lines for people."""
+
+from __future__ import annotations
+
+from crucible.kitchen.v1 import event_pb2
+
+
+def state_name(state: int) -> str:
+    """A run's state without its prefix, such as RUNNING; a number that this client does not know as it is."""
+    try:
+        return event_pb2.RunState.Name(state).removeprefix("RUN_STATE_")
+    except ValueError:
+        return str(state)
+
+
+def event_text(event: event_pb2.RunEvent) -> str:
+    """What an event says, in one line; empty for a payload that this client does not know."""
+    match event.WhichOneof("payload"):
+        case "state_changed":
+            change = event.state_changed
+            text = f"run {event.run_id} is {state_name(change.to_state)}"
+            return f"{text}: {change.reason}" if change.reason else text
+        case "attempt_started":
+            started = event.attempt_started
+            origin = f"from step {started.from_checkpoint.step}" if started.HasField("from_checkpoint") else "anew"
+            return f"attempt {started.attempt} starts {origin}"
+        case "planned":
+            planned = event.planned
+            return (
+                f"{planned.total_steps} steps planned: {planned.num_rows} rows, "
+                f"{planned.trained_tokens_per_epoch} trained tokens an epoch"
+            )
+        case "stage_started":
+            return f"stage {event.stage_started.stage} starts"
+        case "stage_completed":
+            return f"stage {event.stage_completed.stage} took {event.stage_completed.seconds:.2f} s"
+        case "stage_failed":
+            failed = event.stage_failed
+            return f"stage {failed.stage} failed: {failed.failure.reason}: {failed.failure.status.message}"
+        case "stage_rolled_back":
+            return f"stage {event.stage_rolled_back.stage} rolled back"
+        case "stage_skipped":
+            return f"stage {event.stage_skipped.stage} skipped: {event.stage_skipped.reason}"
+        case "step_completed":
+            return f"step {event.step}: {metrics_text(event.step_completed.metrics)}"
+        case "checkpoint_saved":
+            saved = event.checkpoint_saved.checkpoint
+            kind = "final checkpoint" if saved.final else "checkpoint"
+            return f"{kind} at step {saved.step}: {saved.uri}"
+        case "evaluation_completed":
+            return f"evaluation at step {event.step}: {metrics_text(event.evaluation_completed.metrics)}"
+        case "model_registered":
+            registered = event.model_registered
+            return f"registered as {registered.model_name}, version {registered.version_id}"
+        case "log_recorded":
+            return event.log_recorded.message
+        case _:
+            return ""
+
+
+# Of a step's many metrics these tell how it goes.
+_SHOWN = ("train/loss", "train/tokens_per_second", "optim/lr", "optim/grad_norm")
+
+
+def metrics_text(metrics: dict[str, float] | object) -> str:
+    """The metrics that matter to people, such as loss 2.31."""
+    values: dict[str, float] = dict(metrics)  # type: ignore[call-overload]
+    names = [name for name in _SHOWN if name in values] or sorted(values)
+    return ", ".join(f"{name.partition('/')[2] or name} {values[name]:.5g}" for name in names)

@@ -1,0 +1,1 @@
+"""The server's side of the ports: manifests, the adapters behind them, and helpers that drive them."""

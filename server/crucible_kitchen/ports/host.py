@@ -1,0 +1,218 @@
+"""The adapters of a server: made from the manifest, started when first needed, closed with it."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from crucible.adapter.v1 import adapter_pb2, adapter_pb2_grpc
+from crucible.kitchen.v1 import adapter_admin_pb2
+from crucible_kit.adapter import (
+    CONTRACT_VERSIONS,
+    AdapterContext,
+    AdapterDescription,
+    AdapterInfoService,
+    AdapterOptions,
+    InProcessAdapter,
+    ProcessAdapter,
+    distribution_version,
+)
+from crucible_kit.channel import Channel, ObjectChannel, connect
+from crucible_kit.errors import FailedPreconditionError, InvalidArgumentError, KitchenError, NotFoundError
+from crucible_kit.ports import PORTS
+from crucible_kit.settings import parse_settings, unknown_key
+from crucible_kitchen.ports.manifest import PortMapping, load_manifest
+from crucible_kitchen.ports.process import AdapterProcess
+
+ENTRY_POINTS = "crucible_kitchen.adapters"
+_HANDSHAKE_SECONDS = 10.0
+
+
+class PortHost:
+    """Stubs by port. In-process adapters are called through an object channel, others over gRPC."""
+
+    def __init__(self, mappings: Mapping[str, PortMapping], context: AdapterContext) -> None:
+        self._mappings = dict(mappings)
+        self._context = context
+        self._socket_dir = Path(tempfile.mkdtemp(prefix="kitchen-"))  # mode 0700, short enough for a socket's path
+        self._objects: dict[str, InProcessAdapter] = {}
+        self._processes: dict[str, AdapterProcess] = {}
+        self._port_processes: dict[str, AdapterProcess] = {}
+        self._channels: dict[str, Channel] = {}
+        self._infos: dict[str, adapter_pb2.GetAdapterInfoResponse] = {}
+
+    @classmethod
+    def open(cls, manifest: Path | None, context: AdapterContext) -> PortHost:
+        """The host of a manifest's adapters; in-process ones are made now, so that bad options are found now.
+
+        Raises:
+            InvalidArgumentError: MANIFEST_INVALID naming port and key.
+        """
+        host = cls(load_manifest(manifest), context)
+        try:
+            for port in sorted(host._mappings):
+                host._prepare(port)
+        except BaseException:
+            shutil.rmtree(host._socket_dir, ignore_errors=True)
+            raise
+        return host
+
+    def _prepare(self, port: str) -> None:
+        mapping = self._mappings[port]
+        if mapping.kind == "grpc":
+            self._channels[port] = connect(mapping.target)
+            return
+        target = _load(port, mapping)
+        if isinstance(target, ProcessAdapter):
+            options = _options(port, target.options, mapping)
+            key = f"{target.name}:{options.model_dump_json()}"
+            if key not in self._processes:
+                self._processes[key] = AdapterProcess(
+                    target,
+                    options,
+                    socket=self._socket_dir / f"{len(self._processes)}.sock",
+                    work_dir=self._context.data_dir / "adapters" / target.name,
+                )
+            self._channels[port] = self._processes[key].channel
+            self._port_processes[port] = self._processes[key]
+            return
+        description: AdapterDescription = target.description
+        if description.port != port:
+            raise _bad_mapping(port, mapping, f"serves the port {description.port}")
+        adapter = target(_options(port, description.options, mapping), self._context)
+        self._objects[port] = adapter
+        info = AdapterInfoService(name=description.name, capabilities={port: description.capabilities})
+        self._channels[port] = ObjectChannel(
+            {
+                PORTS[port].service.full_name: adapter,
+                adapter_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name: info,
+            }
+        )
+
+    async def stub(self, port: str) -> Any:
+        """The generated stub of a port; starts its adapter and shakes hands when needed.
+
+        Raises:
+            KitchenError: the adapter does not start or answer; CONTRACT_VERSION_UNSUPPORTED; PORT_NOT_SERVED.
+        """
+        await self.info(port)
+        return PORTS[port].stub(self._channels[port])
+
+    async def info(self, port: str) -> adapter_pb2.GetAdapterInfoResponse:
+        """What the port's adapter answered to the handshake."""
+        process = self._port_processes.get(port)
+        if process is not None:
+            info = await process.ensure()
+        else:
+            info = self._infos.get(port)
+            if info is None:
+                request = adapter_pb2.GetAdapterInfoRequest(
+                    host_version=distribution_version(), host_contract_versions=CONTRACT_VERSIONS
+                )
+                stub = adapter_pb2_grpc.AdapterServiceStub(self._channels[port])
+                info = await stub.GetAdapterInfo(request, timeout=_HANDSHAKE_SECONDS)
+                self._infos[port] = info
+        if not any(each.service == PORTS[port].service.full_name for each in info.ports):
+            raise FailedPreconditionError(
+                f"the adapter {info.name} ({self._mappings[port].adapter}) does not serve "
+                f"{PORTS[port].service.full_name}: map the port {port} to one that does",
+                reason="PORT_NOT_SERVED",
+                metadata={"port": port, "adapter": info.name},
+            )
+        return info
+
+    async def capabilities(self, port: str) -> frozenset[str]:
+        """What the port's adapter declares."""
+        service = PORTS[port].service.full_name
+        support = next(each for each in (await self.info(port)).ports if each.service == service)
+        return frozenset(support.capabilities)
+
+    async def adapters(self) -> list[adapter_admin_pb2.Adapter]:
+        """The ports with their adapters, sorted; starts nothing."""
+        return [self._describe(port) for port in sorted(self._mappings)]
+
+    async def probe(self, port: str) -> adapter_admin_pb2.Adapter:
+        """The port's adapter after asking it whether it can serve. Raises NOT_FOUND PORT_NOT_FOUND."""
+        if port not in self._mappings:
+            raise NotFoundError(f"port {port!r}: {unknown_key(port, self._mappings)}", reason="PORT_NOT_FOUND")
+        self._infos.pop(port, None)
+        try:
+            await self.info(port)
+            stub = adapter_pb2_grpc.AdapterServiceStub(self._channels[port])
+            state = await stub.Probe(adapter_pb2.ProbeRequest(), timeout=_HANDSHAKE_SECONDS)
+        except KitchenError as error:
+            adapter = self._describe(port)
+            adapter.state = adapter_admin_pb2.ADAPTER_STATE_DEGRADED
+            adapter.detail = error.message
+            return adapter
+        adapter = self._describe(port)
+        adapter.state = _STATES[state.state]
+        adapter.detail = state.detail
+        return adapter
+
+    def _describe(self, port: str) -> adapter_admin_pb2.Adapter:
+        service = PORTS[port].service.full_name
+        process = self._port_processes.get(port)
+        info = self._infos.get(port) if process is None else process.info
+        adapter = adapter_admin_pb2.Adapter(
+            port=port,
+            target=self._mappings[port].adapter,
+            service=service,
+            state=adapter_admin_pb2.ADAPTER_STATE_READY if info is not None else adapter_admin_pb2.ADAPTER_STATE_IDLE,
+        )
+        if info is not None:
+            adapter.name, adapter.version = info.name, info.version
+            adapter.capabilities.extend(
+                sorted(c for each in info.ports if each.service == service for c in each.capabilities)
+            )
+        return adapter
+
+    async def close(self) -> None:
+        """Ends child processes and closes adapters and channels."""
+        for process in self._processes.values():
+            await process.close()
+        for adapter in self._objects.values():
+            await adapter.close()
+        for port, channel in self._channels.items():
+            if port not in self._port_processes:
+                await channel.close()
+        shutil.rmtree(self._socket_dir, ignore_errors=True)
+
+
+_STATES = {
+    adapter_pb2.ProbeResponse.STATE_UNSPECIFIED: adapter_admin_pb2.ADAPTER_STATE_STARTING,
+    adapter_pb2.ProbeResponse.STATE_READY: adapter_admin_pb2.ADAPTER_STATE_READY,
+    adapter_pb2.ProbeResponse.STATE_STARTING: adapter_admin_pb2.ADAPTER_STATE_STARTING,
+    adapter_pb2.ProbeResponse.STATE_DEGRADED: adapter_admin_pb2.ADAPTER_STATE_DEGRADED,
+}
+
+
+def _load(port: str, mapping: PortMapping) -> Any:
+    """The adapter's class, or its ProcessAdapter."""
+    if mapping.kind == "builtin":
+        known = {each.name: each for each in entry_points(group=ENTRY_POINTS)}
+        entry = known.get(f"{port}.{mapping.target}")
+        if entry is None:
+            names = ", ".join(sorted(name.partition(".")[2] for name in known if name.startswith(f"{port}.")))
+            raise _bad_mapping(port, mapping, f"is not installed; builtin adapters of this port: {names or 'none'}")
+        return entry.load()
+    module, _, name = mapping.target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise _bad_mapping(port, mapping, f"can't be imported ({error}); write python:package.module:Class") from error
+
+
+def _options(port: str, model: type[AdapterOptions], mapping: PortMapping) -> AdapterOptions:
+    return parse_settings(model, mapping.options, where=f"manifest.ports.{port}.options", reason="MANIFEST_INVALID")
+
+
+def _bad_mapping(port: str, mapping: PortMapping, problem: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"manifest.ports.{port}: {mapping.adapter} {problem}", reason="MANIFEST_INVALID", metadata={"port": port}
+    )

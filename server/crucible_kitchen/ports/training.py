@@ -1,0 +1,147 @@
+"""A training session as the runtime drives it: numbered calls, long-polled results."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from google.protobuf import duration_pb2
+
+from crucible.port.training.v1 import training_pb2
+from crucible.type.v1 import datum_pb2, operation_pb2
+from crucible_kit.errors import OperationCancelledError, from_failure
+
+_POLL_SECONDS = 20
+_CREATE_TIMEOUT = 600.0
+# Well under the 32 MiB that a message may have.
+_MAX_CALL_BYTES = 8 * 1024 * 1024
+
+
+class TrainingSession:
+    """One open session of the training port. Calls are numbered here, so one object must make them all."""
+
+    def __init__(self, stub: Any, session: training_pb2.TrainingSession) -> None:
+        self._stub = stub
+        self.info = session
+        self.session_id = session.session_id
+        self._next = session.next_sequence or 1
+
+    @classmethod
+    async def create(cls, stub: Any, **fields: Any) -> TrainingSession:
+        """Opens a session; `fields` are those of CreateTrainingSessionRequest without the request id."""
+        request = training_pb2.CreateTrainingSessionRequest(request_id=str(uuid.uuid4()), **fields)
+        response = await stub.CreateTrainingSession(request, timeout=_CREATE_TIMEOUT)
+        return cls(stub, response.session)
+
+    def _sequence(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    async def forward(
+        self, data: Sequence[datum_pb2.Datum], loss_fn: training_pb2.LossFunction
+    ) -> training_pb2.ForwardResult:
+        """Losses and logprobs of the data at the current weights."""
+        operations = []
+        for part in split_by_size(data):
+            request = training_pb2.ForwardRequest(
+                session_id=self.session_id, sequence=self._sequence(), data=part, loss_fn=loss_fn
+            )
+            operations.append((await self._stub.Forward(request)).operation.id)
+        return merge([(await self.result(each)).forward for each in operations])
+
+    async def enqueue_forward_backward(
+        self, data: Sequence[datum_pb2.Datum], loss_fn: training_pb2.LossFunction
+    ) -> list[str]:
+        """Enqueues the data's gradients, in several calls when it is large; returns the operations' ids."""
+        operations = []
+        for part in split_by_size(data):
+            request = training_pb2.ForwardBackwardRequest(
+                session_id=self.session_id, sequence=self._sequence(), data=part, loss_fn=loss_fn
+            )
+            operations.append((await self._stub.ForwardBackward(request)).operation.id)
+        return operations
+
+    async def enqueue_optim_step(self, adam: training_pb2.AdamParams) -> str:
+        """Enqueues one optimizer step; returns the operation's id."""
+        request = training_pb2.OptimStepRequest(session_id=self.session_id, sequence=self._sequence(), adam=adam)
+        return (await self._stub.OptimStep(request)).operation.id
+
+    async def save_checkpoint(self, name: str, *, weights_only: bool) -> training_pb2.CheckpointResult:
+        """Saves a checkpoint on the adapter's side."""
+        request = training_pb2.SaveCheckpointRequest(
+            session_id=self.session_id, sequence=self._sequence(), name=name, weights_only=weights_only
+        )
+        return (await self.result((await self._stub.SaveCheckpoint(request)).operation.id)).checkpoint
+
+    async def load_checkpoint(self, uri: str, *, weights_only: bool) -> training_pb2.CheckpointResult:
+        """Replaces the session's weights by a checkpoint's."""
+        request = training_pb2.LoadCheckpointRequest(
+            session_id=self.session_id, sequence=self._sequence(), uri=uri, weights_only=weights_only
+        )
+        return (await self.result((await self._stub.LoadCheckpoint(request)).operation.id)).checkpoint
+
+    def read_checkpoint_file(self, uri: str, path: str) -> AsyncIterator[training_pb2.ReadCheckpointFileResponse]:
+        """The chunks of one file."""
+        return self._stub.ReadCheckpointFile(training_pb2.ReadCheckpointFileRequest(uri=uri, path=path))
+
+    async def upload_checkpoint(
+        self, requests: AsyncIterator[training_pb2.UploadCheckpointRequest]
+    ) -> training_pb2.CheckpointResult:
+        """Brings a checkpoint to the adapter."""
+        return (await self._stub.UploadCheckpoint(requests, timeout=_CREATE_TIMEOUT)).checkpoint
+
+    async def delete_checkpoint(self, uri: str) -> None:
+        """Frees the adapter's copy of a checkpoint."""
+        await self._stub.DeleteCheckpoint(training_pb2.DeleteCheckpointRequest(uri=uri))
+
+    async def result(self, operation_id: str) -> training_pb2.AwaitOperationResponse:
+        """Waits for an operation. Raises what it failed with."""
+        request = training_pb2.AwaitOperationRequest(
+            session_id=self.session_id, operation_id=operation_id, wait=duration_pb2.Duration(seconds=_POLL_SECONDS)
+        )
+        while True:
+            response = await self._stub.AwaitOperation(request, timeout=_POLL_SECONDS + 10)
+            check_finished(response.operation)
+            if response.operation.state == operation_pb2.OPERATION_STATE_SUCCEEDED:
+                return response
+
+    async def close(self) -> None:
+        """Frees the session."""
+        await self._stub.CloseTrainingSession(
+            training_pb2.CloseTrainingSessionRequest(session_id=self.session_id), timeout=10.0
+        )
+
+
+def check_finished(operation: operation_pb2.Operation) -> None:
+    """Raises what the operation failed with; returns when it succeeded or goes on."""
+    if operation.state == operation_pb2.OPERATION_STATE_FAILED:
+        raise from_failure(operation.failure)
+    if operation.state == operation_pb2.OPERATION_STATE_CANCELLED:
+        raise OperationCancelledError(f"operation {operation.id} was cancelled", reason="OPERATION_CANCELLED")
+
+
+def split_by_size(data: Sequence[datum_pb2.Datum]) -> list[list[datum_pb2.Datum]]:
+    """The data in runs that fit one message each, at least one datum in each."""
+    parts: list[list[datum_pb2.Datum]] = []
+    size = 0
+    for datum in data:
+        datum_size = datum.ByteSize()
+        if not parts or size + datum_size > _MAX_CALL_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(datum)
+        size += datum_size
+    return parts
+
+
+def merge(results: Sequence[training_pb2.ForwardResult]) -> training_pb2.ForwardResult:
+    """One result for data that was sent in several calls: losses and metrics add up, outputs follow each other."""
+    if len(results) == 1:
+        return results[0]
+    merged = training_pb2.ForwardResult(loss=sum(result.loss for result in results))
+    for result in results:
+        merged.outputs.extend(result.outputs)
+        for name, value in result.metrics.items():
+            merged.metrics[name] += value
+    return merged

@@ -1,0 +1,43 @@
+"""sl_basic: supervised fine-tuning on conversations or prompt and answer rows."""
+
+from crucible_kitchen.recipes.recipe import Preset, Recipe
+from crucible_kitchen.workflows.supervised import SUPERVISED
+
+SL_BASIC = Recipe(
+    name="sl_basic",
+    description="Supervised fine-tuning on conversations or prompt and answer rows.",
+    workflow=SUPERVISED,
+    defaults={
+        "model": "meta-llama/Llama-3.1-8B",
+        "dataset": "HuggingFaceH4/no_robots",
+        "lora_rank": 32,
+        "learning_rate": 2e-4,
+        "lr_schedule": "linear",
+        "batch_size": 128,
+        "max_length": 32768,
+        "train_on": "all_assistant_messages",
+        "num_epochs": 1,
+    },
+    presets=(
+        Preset(
+            name="tiny",
+            description="A Qwen3 of a few million parameters on generated word problems: offline, a minute on 2 cores.",
+            config={
+                "model": "builtin:tiny-qwen3",
+                "dataset": "builtin:word-problems",
+                "dataset_split": "train",
+                "eval_dataset": "builtin:word-problems",
+                "eval_split": "test",
+                "lora_rank": 0,
+                "learning_rate": 2e-3,
+                "warmup_steps": 5,
+                "batch_size": 16,
+                "max_length": 512,
+                "num_epochs": 1,
+                "eval_at_start": True,
+                "sample_prompts": 1,
+                "save_every": 50,
+            },
+        ),
+    ),
+)

@@ -1,0 +1,1 @@
+"""The life of runs: creating, queueing, executing, pausing, resuming."""

@@ -1,0 +1,196 @@
+"""Executes one run: attempts until it ends, is paused, or the server drains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+
+from crucible.kitchen.v1 import event_pb2
+from crucible_kit.errors import FailedPreconditionError, InternalError, KitchenError, to_failure
+from crucible_kitchen.recipes import RECIPES
+from crucible_kitchen.recipes.recipe import find_recipe
+from crucible_kitchen.runs.checkpoints import CheckpointSaver, sweep
+from crucible_kitchen.runs.control import CancelRequested, DrainRequested, PauseRequested, RunControl
+from crucible_kitchen.runs.journal import RunJournal
+from crucible_kitchen.runs.metrics_feed import MetricsFeed
+from crucible_kitchen.stages import STAGES
+from crucible_kitchen.store.records import RunRecord, checkpoint_message
+from crucible_kitchen.store.store import Store
+from crucible_kitchen.workflows.context import Ports, RunContext, StageContext
+from crucible_kitchen.workflows.interpreter import Interpreter
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS_WITHOUT_CHECKPOINT = 3
+_FEED_SECONDS = 10.0
+
+
+class RunExecutor:
+    """One run's execution on this server."""
+
+    def __init__(self, store: Store, ports: Ports, run_id: str) -> None:
+        self._store = store
+        self._ports = ports
+        self._run_id = run_id
+        self.control = RunControl()
+        self._journal = RunJournal(store, run_id)
+
+    async def execute(self) -> None:
+        """Runs attempts until the run is COMPLETED, FAILED, CANCELLED or PAUSED, or the server drains."""
+        feed = MetricsFeed(self._store, self._ports, self._run_id)
+        following = asyncio.create_task(feed.follow())
+        try:
+            await self._attempts()
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            try:
+                async with asyncio.timeout(_FEED_SECONDS):
+                    await feed.catch_up()
+            except TimeoutError:
+                logger.warning("run %s: the metrics store is behind the run's log, which has everything", self._run_id)
+
+    async def _attempts(self) -> None:
+        fruitless = 0
+        while True:
+            before = await self._store.get_run(self._run_id)
+            if await self._stopped_before(before):
+                return
+            record = await self._begin(before)
+            error = await self._attempt(record)
+            if error is None:
+                return
+            after = await self._store.get_run(self._run_id)
+            progressed = after.latest_checkpoint != before.latest_checkpoint
+            fruitless = 1 if progressed else fruitless + 1
+            if fruitless >= MAX_ATTEMPTS_WITHOUT_CHECKPOINT:
+                crash_loop = FailedPreconditionError(
+                    f"{fruitless} attempts without a new checkpoint; the last ended with: {error.message}",
+                    reason="ENGINE_CRASH_LOOP",
+                    metadata={"attempts": fruitless, "last_reason": error.reason},
+                )
+                await self._end(event_pb2.RUN_STATE_FAILED, error=crash_loop)
+                return
+            logger.warning("run %s: attempt %d lost its adapter: %s", self._run_id, record.attempt, error)
+
+    async def _stopped_before(self, record: RunRecord) -> bool:
+        """Obeys a stop that was asked for between attempts."""
+        self.control.pause |= record.pause_requested
+        self.control.cancel |= record.state == event_pb2.RUN_STATE_CANCELLING
+        stop = self.control.stop_reason()
+        if isinstance(stop, CancelRequested):
+            await self._end(event_pb2.RUN_STATE_CANCELLED, reason=str(stop))
+        elif isinstance(stop, PauseRequested):
+            await self._end(event_pb2.RUN_STATE_PAUSED)
+        return stop is not None
+
+    async def _begin(self, record: RunRecord) -> RunRecord:
+        """Writes that an attempt begins, and what it supersedes."""
+        attempt, checkpoint = record.attempt + 1, record.latest_checkpoint
+        started = event_pb2.AttemptStarted(attempt=attempt)
+        first = 1
+        if checkpoint is not None:
+            first = checkpoint.sequence + 1
+            started.from_checkpoint.CopyFrom(checkpoint_message(checkpoint))
+        if record.attempt and first <= record.last_sequence:
+            started.superseded_first_sequence = first
+            started.superseded_last_sequence = record.last_sequence
+        step = checkpoint.step if checkpoint is not None else 0
+        events = []
+        changes: dict[str, object] = {"attempt": attempt, "step": step, "failure": None, "end_time": None}
+        if record.state != event_pb2.RUN_STATE_RUNNING:
+            changed = event_pb2.RunStateChanged(to_state=event_pb2.RUN_STATE_RUNNING)
+            events.append(event_pb2.RunEvent(state_changed=changed))
+            changes["state"] = event_pb2.RUN_STATE_RUNNING
+        if record.start_time is None:
+            changes["start_time"] = datetime.now(UTC)
+        events.append(event_pb2.RunEvent(attempt_started=started, step=step))
+        return await self._store.append(self._run_id, events, changes=changes)
+
+    async def _attempt(self, record: RunRecord) -> KitchenError | None:
+        """One walk. Returns the error after which another attempt makes sense; None when the run has ended or
+        stopped.
+        """
+        recipe = find_recipe(record.recipe, RECIPES)
+        try:
+            blob = await self._ports.stub("blob")
+            await sweep(blob, self._run_id, await self._store.checkpoints(self._run_id))
+        except KitchenError as error:
+            if error.retryable:
+                return error
+            await self._end(event_pb2.RUN_STATE_FAILED, error=error)
+            return None
+        saver = CheckpointSaver(self._journal, blob)
+        context = RunContext(
+            run_id=record.run_id,
+            recipe=record.recipe,
+            workflow=record.workflow,
+            seed=record.seed,
+            attempt=record.attempt,
+            config=record.config,
+            config_sha256=record.config_sha256,
+            ports=self._ports,
+            journal=self._journal,
+            saver=saver,
+            checkpoint=record.latest_checkpoint,
+        )
+
+        async def boundary(stage: StageContext | None) -> None:
+            stop = self.control.stop_reason()
+            if stop is None:
+                return
+            unsaved = context.checkpoint is None or context.checkpoint.step != context.step
+            if stage is not None and unsaved and not isinstance(stop, CancelRequested):
+                await saver.save(stage)
+            raise stop
+
+        interpreter = Interpreter(recipe.workflow, STAGES, context, boundary=boundary)
+        position = record.latest_checkpoint.position if record.latest_checkpoint is not None else None
+        try:
+            await interpreter.run(position)
+        except PauseRequested:
+            await interpreter.finalize()
+            await self._end(event_pb2.RUN_STATE_PAUSED)
+            return None
+        except DrainRequested:
+            await interpreter.finalize()
+            return None
+        except CancelRequested as stop:
+            await interpreter.rollback(stop)
+            await interpreter.finalize()
+            await self._end(event_pb2.RUN_STATE_CANCELLED, reason=str(stop))
+            return None
+        except KitchenError as error:
+            if error.retryable or error.reason == "SESSION_NOT_FOUND":
+                await interpreter.finalize()
+                return error
+            await self._fail(interpreter, error)
+            return None
+        except Exception as error:
+            logger.exception("run %s failed", self._run_id)
+            hidden = InternalError(
+                f"the run failed by a defect ({type(error).__name__}): the server's log has the details",
+                reason="INTERNAL_BUG",
+            )
+            await self._fail(interpreter, hidden)
+            return None
+        await interpreter.finalize()
+        await self._end(event_pb2.RUN_STATE_COMPLETED)
+        return None
+
+    async def _fail(self, interpreter: Interpreter, error: KitchenError) -> None:
+        await interpreter.rollback(error)
+        await interpreter.finalize()
+        await self._end(event_pb2.RUN_STATE_FAILED, error=error)
+
+    async def _end(self, state: event_pb2.RunState, *, error: KitchenError | None = None, reason: str = "") -> None:
+        changed = event_pb2.RunStateChanged(to_state=state, reason=reason)
+        changes: dict[str, object] = {"state": state, "pause_requested": False}
+        if error is not None:
+            changed.failure.CopyFrom(to_failure(error, source=self._run_id))
+            changed.reason = error.message
+            changes["failure"] = changed.failure
+        if state != event_pb2.RUN_STATE_PAUSED:
+            changes["end_time"] = datetime.now(UTC)
+        await self._store.append(self._run_id, [event_pb2.RunEvent(state_changed=changed)], changes=changes)

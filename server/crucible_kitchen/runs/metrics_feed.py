@@ -1,0 +1,77 @@
+"""Feeds the metrics store from the log: what is in the store was in the log first, and a repeat changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from crucible.kitchen.v1 import event_pb2
+from crucible.port.metrics.v1 import metrics_pb2
+from crucible_kit.errors import KitchenError
+from crucible_kitchen.store.store import Store
+from crucible_kitchen.workflows.context import Ports
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 128
+_RETRY_SECONDS = 2.0
+_WAIT_SECONDS = 30.0
+
+
+class MetricsFeed:
+    """Follows one run's log from its start and records the metrics of its events."""
+
+    def __init__(self, store: Store, ports: Ports, run_id: str) -> None:
+        self._store = store
+        self._ports = ports
+        self._run_id = run_id
+        self._sent = 0
+
+    async def follow(self) -> None:
+        """Feeds until it is cancelled."""
+        while True:
+            await self.catch_up()
+            await self._store.wait_for_events(self._run_id, self._sent, _WAIT_SECONDS)
+
+    async def catch_up(self) -> None:
+        """Feeds what is in the log now. A store that does not answer is asked again until it does."""
+        while events := await self._store.read_events(self._run_id, self._sent, limit=_BATCH):
+            for event in events:
+                await self._record(event)
+                self._sent = event.sequence
+
+    async def _record(self, event: event_pb2.RunEvent) -> None:
+        metrics = _metrics(event)
+        if not metrics:
+            return
+        request = metrics_pb2.RecordMetricsRequest(
+            run_id=self._run_id,
+            batch_key=event.sequence,
+            attempt=event.attempt,
+            points=[
+                metrics_pb2.MetricPoint(name=name, step=event.step, value=value, time=event.time)
+                for name, value in sorted(metrics.items())
+            ],
+        )
+        while True:
+            try:
+                await (await self._ports.stub("metrics")).RecordMetrics(request)
+                return
+            except KitchenError as error:
+                if not error.retryable:
+                    logger.error(
+                        "run %s: event %d is not in the metrics store: %s", self._run_id, event.sequence, error
+                    )
+                    return
+                logger.warning("run %s: the metrics store does not answer: %s", self._run_id, error)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+
+def _metrics(event: event_pb2.RunEvent) -> dict[str, float]:
+    match event.WhichOneof("payload"):
+        case "step_completed":
+            return dict(event.step_completed.metrics)
+        case "evaluation_completed":
+            return dict(event.evaluation_completed.metrics)
+        case _:
+            return {}

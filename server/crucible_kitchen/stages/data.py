@@ -1,0 +1,110 @@
+"""Opening datasets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from crucible.port.dataset.v1 import dataset_pb2
+from crucible_kit.errors import FailedPreconditionError, KitchenError, field_error
+from crucible_kitchen.workflows.context import StageContext, SubmitContext
+from crucible_kitchen.workflows.stage import Kind, Output, PortUse, Stage, StageOptions
+
+_OPEN_SECONDS = 600.0
+
+
+class LoadDatasetOptions(StageOptions):
+    """Which rows to train and evaluate on."""
+
+    dataset: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="Training rows: a .jsonl or .parquet file, a folder of <split> files, or builtin:word-problems.",
+    )
+    dataset_split: str = Field(
+        default="", max_length=63, description="Split of a dataset that has several; empty: train."
+    )
+    eval_dataset: str = Field(
+        default="", max_length=4096, description="Held-out rows, named like dataset; empty: nothing is evaluated."
+    )
+    eval_split: str = Field(default="", max_length=63, description="Split of eval_dataset; empty: its default.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenDataset:
+    """An open dataset: a handle of the dataset port."""
+
+    stub: Any
+    info: dataset_pb2.DatasetInfo
+    key: str
+
+    async def rows(self, limit: int = 0) -> list[str]:
+        """Rows as JSON text, in order; at most `limit`, 0 is all."""
+        request = dataset_pb2.ReadRowsRequest(
+            dataset_id=self.info.dataset_id, range=dataset_pb2.RowRange(start=0, limit=limit)
+        )
+        return [row async for response in self.stub.ReadRows(request) for row in response.rows_json]
+
+    async def close(self) -> None:
+        """Frees the handle."""
+        await self.stub.CloseDataset(dataset_pb2.CloseDatasetRequest(dataset_id=self.info.dataset_id))
+
+
+class LoadDataset(Stage):
+    """Opens the datasets and fixes their content for the run."""
+
+    name = "load_dataset"
+    description = "Open the training and held-out rows, count and fingerprint them."
+    options = LoadDatasetOptions
+    outputs = (
+        Output(key="dataset", kind=Kind.HANDLE),
+        Output(key="eval_dataset", kind=Kind.HANDLE),
+        Output(key="dataset_fingerprint", kind=Kind.VALUE),
+        Output(key="eval_dataset_fingerprint", kind=Kind.VALUE),
+    )
+    ports = (PortUse(port="dataset"),)
+    setup = True
+
+    async def validate(self, context: SubmitContext) -> None:
+        stub = await context.ports.stub("dataset")
+        for dataset in await _open_all(stub, context.options(LoadDatasetOptions)):
+            if dataset is not None:
+                await dataset.close()
+
+    async def run(self, context: StageContext) -> None:
+        train, held_out = await _open_all(await context.stub("dataset"), context.options(LoadDatasetOptions))
+        assert train is not None
+        context["dataset"], context["eval_dataset"] = train, held_out
+        for dataset in (train, held_out):
+            if dataset is not None and dataset.info.num_rows == 0:
+                raise FailedPreconditionError(
+                    f"{dataset.key} {dataset.info.source.uri} has no rows: give one with at least one row",
+                    reason="DATASET_EMPTY",
+                    metadata={"field": f"config.{dataset.key}", "dataset": dataset.info.source.uri},
+                )
+        context["dataset_fingerprint"] = train.info.fingerprint
+        context["eval_dataset_fingerprint"] = held_out.info.fingerprint if held_out is not None else ""
+
+
+async def _open_all(stub: Any, options: LoadDatasetOptions) -> tuple[OpenDataset | None, OpenDataset | None]:
+    train = await _open(stub, options.dataset, options.dataset_split, key="dataset")
+    if not options.eval_dataset:
+        if options.eval_split:
+            raise field_error(
+                "config.eval_split", "is set but eval_dataset is not: set both or neither", reason="CONFIG_INVALID"
+            )
+        return train, None
+    return train, await _open(stub, options.eval_dataset, options.eval_split, key="eval_dataset")
+
+
+async def _open(stub: Any, uri: str, split: str, *, key: str) -> OpenDataset:
+    source = dataset_pb2.DatasetSource(uri=uri, split=split)
+    try:
+        response = await stub.OpenDataset(dataset_pb2.OpenDatasetRequest(source=source), timeout=_OPEN_SECONDS)
+    except KitchenError as error:
+        if error.reason in ("DATASET_NOT_FOUND", "DATASET_MALFORMED", "PATH_NOT_ALLOWED", "FIELD_INVALID"):
+            raise field_error(f"config.{key}", error.message, reason=error.reason) from error
+        raise
+    return OpenDataset(stub=stub, info=response.dataset, key=key)
