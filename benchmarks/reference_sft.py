@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--epochs", type=int, default=2)
     p.add_argument("--max-steps", type=int, default=0, help="upper bound on the steps; 0 = none")
     p.add_argument("--max-length", type=int, default=512, help="tokens of one row; the rest is cut off")
-    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--lr", type=float, default=4e-4)
     p.add_argument("--warmup", type=int, default=20, help="steps of linear warm-up")
     p.add_argument("--weight-decay", type=float, default=0.0)
     p.add_argument("--clip", type=float, default=1.0, help="largest gradient norm; 0 = off")
@@ -84,6 +84,14 @@ def token_nll(model, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch
     # No attention mask: attention is causal and the padding is on the right, so no real token sees it.
     logits_BTV = model(input_ids=inputs_BT, use_cache=False).logits.float()
     return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none").view_as(targets_BT)
+
+
+def weighted_loss(model, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, weights_BT: torch.Tensor) -> torch.Tensor:
+    """Sum of weight x nll; only positions with a weight reach the head."""
+    hidden_BTD = model.model(input_ids=inputs_BT, use_cache=False).last_hidden_state
+    at_BT = weights_BT > 0
+    nll_N = F.cross_entropy(model.lm_head(hidden_BTD[at_BT]), targets_BT[at_BT], reduction="none")
+    return (nll_N * weights_BT[at_BT]).sum()
 
 
 @torch.no_grad()
@@ -143,7 +151,7 @@ def main() -> None:
         order = np.random.default_rng((args.seed, epoch)).permutation(len(train))
         chosen = order[position * args.batch_size : (position + 1) * args.batch_size]
         inputs_BT, targets_BT, weights_BT = collate([train[i] for i in chosen])
-        loss = (token_nll(model, inputs_BT, targets_BT) * weights_BT).sum() / weights_BT.sum()
+        loss = weighted_loss(model, inputs_BT, targets_BT, weights_BT / weights_BT.sum())
         loss.backward()
         if args.clip > 0:
             torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)

@@ -97,7 +97,7 @@ class StagingArea:
 
     async def close(self) -> None:
         """Removes what is left. The threads are closed before."""
-        for staged in self._files:
+        for staged in list(self._files):
             await asyncio.to_thread(staged.discard)
         self._files.clear()
 

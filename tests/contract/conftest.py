@@ -57,6 +57,14 @@ async def binding(request: pytest.FixtureRequest) -> AsyncIterator[Binding]:
 
 
 @pytest.fixture
+async def local() -> AsyncIterator[Binding]:
+    """The plain object alone, for what a binding does not change, such as the format of a file."""
+    binding = Binding("object")
+    yield binding
+    await binding.stop()
+
+
+@pytest.fixture
 def context(tmp_path: Path) -> AdapterContext:
     data_dir = tmp_path / "data"
     data_dir.mkdir()

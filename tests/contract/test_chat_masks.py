@@ -37,11 +37,8 @@ async def stub(binding: Binding, context: AdapterContext) -> Any:
 
 
 @pytest.fixture
-async def local(context: AdapterContext) -> Any:
-    """For what a binding does not change."""
-    binding = Binding("object")
-    yield await binding.stub(TokenizersFolder(AdapterOptions(), context))
-    await binding.stop()
+async def local_stub(local: Binding, context: AdapterContext) -> Any:
+    return await local.stub(TokenizersFolder(AdapterOptions(), context))
 
 
 async def apply(stub: Any, folder: Path, *chats: Sequence[tuple[str, str]], **fields: Any) -> Any:
@@ -71,18 +68,14 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("train_on", EXPECTED)
-async def test_train_on_says_which_messages(stub: Any, tmp_path: Path, train_on: Any) -> None:
+async def test_train_on_says_which_messages(stub: Any, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tokenizer")
-    other = [("user", "Why?"), ("assistant", "So.")]
-    first, second = await apply(stub, folder, CHAT, other, train_on=train_on)
-    assert trained(first) == EXPECTED[train_on]
-    assert trained(second) == (await trained_alone(stub, folder, other, train_on))
-
-
-async def trained_alone(stub: Any, folder: Path, chat: Sequence[tuple[str, str]], train_on: Any) -> list[str]:
-    [rendered] = await apply(stub, folder, chat, train_on=train_on)
-    return trained(rendered)
+    assert set(EXPECTED) == set(message_pb2.TrainOn.values())
+    for train_on, expected in EXPECTED.items():
+        # Whatever else is in the batch.
+        other = [("user", "Why? " * 50), ("assistant", "So.")]
+        _, rendered, _ = await apply(stub, folder, other, CHAT, other, train_on=train_on)
+        assert trained(rendered) == expected, train_on
 
 
 async def test_customized_trains_on_the_messages_that_say_so(stub: Any, tmp_path: Path) -> None:
@@ -108,7 +101,7 @@ async def test_last_assistant_message_must_be_the_last(stub: Any, tmp_path: Path
         await apply(stub, folder, CHAT, CHAT[:2], train_on=message_pb2.TRAIN_ON_LAST_ASSISTANT_MESSAGE)
 
 
-async def test_the_mask_is_transformers_own_where_the_template_marks_it(local: Any, tmp_path: Path) -> None:
+async def test_the_mask_is_transformers_own_where_the_template_marks_it(local_stub: Any, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tokenizer")
     oracle = AutoTokenizer.from_pretrained(folder)
     chats = [
@@ -119,7 +112,7 @@ async def test_the_mask_is_transformers_own_where_the_template_marks_it(local: A
         [("assistant", "\n"), ("user", "\n"), ("assistant", " ")],
         [("user", "e"), ("assistant", "e"), ("assistant", "im_end")],
     ]
-    for chat, rendered in zip(chats, await apply(local, folder, *chats), strict=True):
+    for chat, rendered in zip(chats, await apply(local_stub, folder, *chats), strict=True):
         messages = [{"role": role, "content": content} for role, content in chat]
         expected = oracle.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         # Its end_token is None for a token at the very start of the text; none of these has one there.
@@ -165,7 +158,8 @@ CASES: dict[str, tuple[str, dict[str, Any], list[tuple[str, str]], list[str]]] =
         [("user", "a"), ("assistant", "b")],
         [f"<think>\n\n</think>\n\nb{END}"],
     ),
-    "nothing ends a turn": (folders.PLAIN, {"eos_token": "<|endoftext|>"}, CHAT, [" Six.", " Yes."]),
+    # The header ends in a space, which merges with an S and not with a Y: a token is never cut.
+    "nothing ends a turn": (folders.PLAIN, {"eos_token": "<|endoftext|>"}, CHAT, [" Six.", "Yes."]),
     "the end is in the content": (
         folders.CHATML,
         {},
@@ -183,18 +177,18 @@ CASES: dict[str, tuple[str, dict[str, Any], list[tuple[str, str]], list[str]]] =
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_masks_of_templates(local: Any, tmp_path: Path, name: str) -> None:
+async def test_masks_of_templates(local_stub: Any, tmp_path: Path, name: str) -> None:
     template, config, chat, expected = CASES[name]
     folder = make_folder(tmp_path / "tokenizer", template=template, config=config)
     for add_generation_prompt in (False, True):
-        [rendered] = await apply(local, folder, chat, add_generation_prompt=add_generation_prompt)
+        [rendered] = await apply(local_stub, folder, chat, add_generation_prompt=add_generation_prompt)
         assert trained(rendered) == expected
 
 
-async def test_a_default_system_text_is_no_user_s(local: Any, tmp_path: Path) -> None:
+async def test_a_default_system_text_is_no_user_s(local_stub: Any, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tokenizer", template=folders.PLAIN)
     chat = [("user", "people"), ("assistant", "You")]
-    [rendered] = await apply(local, folder, chat, train_on=message_pb2.TRAIN_ON_ALL_USER_AND_SYSTEM_MESSAGES)
+    [rendered] = await apply(local_stub, folder, chat, train_on=message_pb2.TRAIN_ON_ALL_USER_AND_SYSTEM_MESSAGES)
     mask = np.frombuffer(rendered.train_mask_uint8, np.uint8)
     before = len(DECODER.encode("You help people.\nuser:").ids)
     assert mask[:before].sum() == 0
@@ -226,15 +220,17 @@ async def test_a_template_that_renders_answers_otherwise_than_prompts_is_refused
         ("{% for message in messages %}{{ message.role }}{% endfor %}", "leaves out the content"),
     ],
 )
-async def test_templates_that_do_not_work_are_refused(local: Any, tmp_path: Path, template: str, says: str) -> None:
+async def test_templates_that_do_not_work_are_refused(
+    local_stub: Any, tmp_path: Path, template: str, says: str
+) -> None:
     folder = make_folder(tmp_path / "tokenizer", template=template)
     with refused(InvalidArgumentError, "CHAT_TEMPLATE_REFUSED", says=says):
-        await apply(local, folder, [("user", "a"), ("assistant", "b")])
+        await apply(local_stub, folder, [("user", "a"), ("assistant", "b")])
 
 
-async def test_the_day_is_not_in_the_tokens(local: Any, tmp_path: Path) -> None:
+async def test_the_day_is_not_in_the_tokens(local_stub: Any, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tokenizer", template=folders.DATED)
-    [rendered] = await apply(local, folder, [("user", "x")], train_on=message_pb2.TRAIN_ON_ALL_TOKENS)
+    [rendered] = await apply(local_stub, folder, [("user", "x")], train_on=message_pb2.TRAIN_ON_ALL_TOKENS)
     assert trained(rendered) == ["26 July: x"]
 
 

@@ -39,6 +39,11 @@ async def stub(binding: Binding, context: AdapterContext) -> Any:
     return await binding.stub(LocalDatasets(LocalDatasetOptions(), context))
 
 
+@pytest.fixture
+async def local_stub(local: Binding, context: AdapterContext) -> Any:
+    return await local.stub(LocalDatasets(LocalDatasetOptions(), context))
+
+
 def write_jsonl(path: Path, rows: Sequence[Row]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -91,7 +96,7 @@ async def test_rows_come_by_range_and_by_number(stub: Any, tmp_path: Path, suffi
     assert described.dataset == info
 
 
-async def test_the_same_rows_have_one_fingerprint_whatever_holds_them(stub: Any, tmp_path: Path) -> None:
+async def test_the_same_rows_have_one_fingerprint_whatever_holds_them(local_stub: Any, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     spaced = tmp_path / "spaced.jsonl"
     spaced.write_text("\n\n".join(json.dumps(dict(reversed(row.items())), indent=None) + " " for row in ROWS))
@@ -101,19 +106,19 @@ async def test_the_same_rows_have_one_fingerprint_whatever_holds_them(stub: Any,
         write_jsonl(tmp_path / "folder" / "train.jsonl", ROWS).parent,
         spaced,
     ]
-    fingerprints = {(await open_dataset(stub, uri)).fingerprint for uri in (*uris, *uris)}
+    fingerprints = {(await open_dataset(local_stub, uri)).fingerprint for uri in (*uris, *uris)}
     assert len(fingerprints) == 1
 
 
-async def test_other_rows_or_another_order_have_another_fingerprint(stub: Any, tmp_path: Path) -> None:
+async def test_other_rows_or_another_order_have_another_fingerprint(local_stub: Any, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
     other = write_jsonl(tmp_path / "other.jsonl", [*ROWS[:4], {**ROWS[4], "n": 5}])
     views = [(), ({"skip": 1},), ({"take": 4},), ({"shuffle_seed": 1},), ({"shuffle_seed": 2},), ({"take": 0},)]
-    fingerprints = [(await open_dataset(stub, path, *view)).fingerprint for view in views]
-    fingerprints.append((await open_dataset(stub, other)).fingerprint)
+    fingerprints = [(await open_dataset(local_stub, path, *view)).fingerprint for view in views]
+    fingerprints.append((await open_dataset(local_stub, other)).fingerprint)
     assert len(set(fingerprints)) == len(fingerprints)
     # The same rows by another way are the same.
-    assert (await open_dataset(stub, path, select(1, 2, 3, 4))).fingerprint == fingerprints[1]
+    assert (await open_dataset(local_stub, path, select(1, 2, 3, 4))).fingerprint == fingerprints[1]
 
 
 async def test_transforms_apply_in_order(stub: Any, tmp_path: Path) -> None:
@@ -158,14 +163,14 @@ async def test_a_row_larger_than_a_batch_comes_alone(stub: Any, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-async def test_an_empty_file_has_no_rows(stub: Any, tmp_path: Path, suffix: str) -> None:
+async def test_an_empty_file_has_no_rows(local_stub: Any, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"rows{suffix}"
     path.write_bytes(b"") if suffix == ".jsonl" else pq.write_table(pa.table({"a": pa.array([], pa.string())}), path)
-    info = await open_dataset(stub, path)
+    info = await open_dataset(local_stub, path)
     assert (info.num_rows, list(info.columns)) == (0, [])
-    assert await read(stub, info) == []
+    assert await read(local_stub, info) == []
     with refused(OutOfRangeError, "ROW_OUT_OF_RANGE"):
-        await read(stub, info, select(0))
+        await read(local_stub, info, select(0))
 
 
 MALFORMED = {
@@ -183,29 +188,38 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-async def test_a_malformed_line_is_named(stub: Any, tmp_path: Path, name: str) -> None:
+async def test_a_malformed_line_is_named(local_stub: Any, tmp_path: Path, name: str) -> None:
     content, line, problem = MALFORMED[name]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     with refused(InvalidArgumentError, "DATASET_MALFORMED", says=f"{path}, line {line}: {problem}"):
+        await open_dataset(local_stub, path)
+
+
+async def test_a_malformed_line_is_named_over_every_binding(stub: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": \xff}\n')
+    with pytest.raises(InvalidArgumentError) as caught:
         await open_dataset(stub, path)
+    assert caught.value.reason == "DATASET_MALFORMED"
+    assert caught.value.metadata == {"file": str(path), "line": "2"}
 
 
-async def test_a_byte_order_mark_and_other_line_ends_are_no_content(stub: Any, tmp_path: Path) -> None:
+async def test_a_byte_order_mark_and_other_line_ends_are_no_content(local_stub: Any, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n  \r\n{"a": 2}\r\n{"a": 3}')
-    info = await open_dataset(stub, path)
-    assert await read(stub, info) == [{"a": 1}, {"a": 2}, {"a": 3}]
+    info = await open_dataset(local_stub, path)
+    assert await read(local_stub, info) == [{"a": 1}, {"a": 2}, {"a": 3}]
 
 
-async def test_what_is_no_parquet_file_is_malformed(stub: Any, tmp_path: Path) -> None:
+async def test_what_is_no_parquet_file_is_malformed(local_stub: Any, tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     path.write_bytes(b"PAR1 this is not parquet PAR1")
     with refused(InvalidArgumentError, "DATASET_MALFORMED", says=str(path)):
-        await open_dataset(stub, path)
+        await open_dataset(local_stub, path)
 
 
-async def test_parquet_values_have_a_form_in_json(stub: Any, tmp_path: Path) -> None:
+async def test_parquet_values_have_a_form_in_json(local_stub: Any, tmp_path: Path) -> None:
     row = {
         "list": [{"role": "user", "content": "x"}],
         "none": None,
@@ -217,8 +231,8 @@ async def test_parquet_values_have_a_form_in_json(stub: Any, tmp_path: Path) -> 
         "price": decimal.Decimal("1.10"),
         "flag": True,
     }
-    info = await open_dataset(stub, write_parquet(tmp_path / "rows.parquet", [row]))
-    assert await read(stub, info) == [
+    info = await open_dataset(local_stub, write_parquet(tmp_path / "rows.parquet", [row]))
+    assert await read(local_stub, info) == [
         {
             "list": [{"role": "user", "content": "x"}],
             "none": None,
@@ -281,14 +295,14 @@ async def test_folders_hold_splits(stub: Any, tmp_path: Path) -> None:
         await open_dataset(stub, tmp_path, split="test")
 
 
-async def test_a_folder_without_train_needs_a_split_unless_it_has_one(stub: Any, tmp_path: Path) -> None:
+async def test_a_folder_without_train_needs_a_split_unless_it_has_one(local_stub: Any, tmp_path: Path) -> None:
     with refused(NotFoundError, "DATASET_NOT_FOUND", says=".jsonl"):
-        await open_dataset(stub, tmp_path)
+        await open_dataset(local_stub, tmp_path)
     write_jsonl(tmp_path / "validation.jsonl", ROWS[:1])
-    assert (await open_dataset(stub, tmp_path)).source.split == "validation"
+    assert (await open_dataset(local_stub, tmp_path)).source.split == "validation"
     write_jsonl(tmp_path / "test.jsonl", ROWS[:1])
     with refused(InvalidArgumentError, "FIELD_INVALID", field="source.split", says="test, validation"):
-        await open_dataset(stub, tmp_path)
+        await open_dataset(local_stub, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -300,11 +314,11 @@ async def test_a_folder_without_train_needs_a_split_unless_it_has_one(stub: Any,
     ],
 )
 async def test_a_file_has_no_splits_configurations_or_revisions(
-    stub: Any, tmp_path: Path, source: Row, field: str
+    local_stub: Any, tmp_path: Path, source: Row, field: str
 ) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:1])
     with refused(InvalidArgumentError, "FIELD_INVALID", field=field):
-        await open_dataset(stub, path, **source)
+        await open_dataset(local_stub, path, **source)
 
 
 async def test_what_is_not_there_or_no_dataset_is_refused(stub: Any, tmp_path: Path) -> None:

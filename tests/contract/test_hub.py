@@ -118,12 +118,13 @@ async def test_files_are_listed_by_path_with_their_hashes(stub: Any, tmp_path: P
         await stub.ListRepoFiles(other)
 
 
-@pytest.mark.parametrize("name", FILES)
-async def test_files_download_in_checked_chunks(stub: Any, tmp_path: Path, name: str) -> None:
-    responses = await download(stub, make_repo(tmp_path / "model"), name)
-    assert b"".join(each.data for each in responses) == FILES[name]
-    assert [each.offset for each in responses] == list(range(0, max(len(FILES[name]), 1), CHUNK))
-    assert all(each.crc32 == zlib.crc32(each.data) and len(each.data) <= CHUNK for each in responses)
+async def test_files_download_in_checked_chunks(stub: Any, tmp_path: Path) -> None:
+    folder = make_repo(tmp_path / "model")
+    for name, data in FILES.items():
+        responses = await download(stub, folder, name)
+        assert b"".join(each.data for each in responses) == data
+        assert [each.offset for each in responses] == list(range(0, max(len(data), 1), CHUNK))
+        assert all(each.crc32 == zlib.crc32(each.data) and len(each.data) <= CHUNK for each in responses)
 
 
 async def test_only_the_repository_s_own_files_download(stub: Any, tmp_path: Path) -> None:
@@ -166,10 +167,11 @@ async def test_builtin_models_are_made_once_and_named_by_their_content(
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
 
 
-async def test_a_damaged_builtin_is_refused(stub: Any, context: AdapterContext, binding: Binding) -> None:
+async def test_a_damaged_builtin_is_refused(local: Binding, context: AdapterContext) -> None:
+    stub = await local.stub(LocalHub(LocalHubOptions(), context))
     folder = Path((await stub.SnapshotRepo(hub_pb2.SnapshotRepoRequest(ref=ref("builtin:tiny-qwen3")))).local_path)
     (folder / "config.json").write_text("{}")
-    again = await binding.stub(LocalHub(LocalHubOptions(), context))
+    again = await local.stub(LocalHub(LocalHubOptions(), context))
     with refused(FailedPreconditionError, "BUILTIN_DAMAGED", says=str(folder)):
         await info(again, "builtin:tiny-qwen3")
 

@@ -30,7 +30,7 @@ async def stub(binding: Binding, context: AdapterContext) -> Any:
 
 
 def version(run: str, **fields: Any) -> pb.ModelVersion:
-    defaults = {
+    defaults: dict[str, Any] = {
         "model_name": "sl-basic",
         "checkpoint_uri": f"file:///blobs/runs/{run}/final",
         "manifest_sha256": "a" * 64,

@@ -99,7 +99,7 @@ def added(content: str, **flags: bool) -> dict[str, Any]:
 
 
 def begin_and_end() -> dict[str, Any]:
-    """tokenizer.json with <s>, </s>, a post-processor that puts <s> first, and truncation and padding nobody asked for."""
+    """tokenizer.json with <s>, </s>, a post-processor that puts <s> first, and truncation and padding unasked."""
     shipped = json.loads((SHIPPED / "tokenizer.json").read_text())
     tokens = [*shipped["added_tokens"], {"id": 2048, **added("<s>")}, {"id": 2049, **added("</s>")}]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}

@@ -86,7 +86,7 @@ def test_half_precision_weights_keep_small_updates() -> None:
     for _ in range(100):
         weight.grad = torch.ones(8, dtype=torch.bfloat16)
         # one such step is far below bfloat16's spacing at 1
-        adamw_step({"w": weight}, state, AdamWOptions(learning_rate=1e-4), 1.0)
+        adamw_step({"w": weight}, state, AdamWOptions(learning_rate=1e-4), torch.ones(()))
     assert state.master["w"][0].item() == pytest.approx(0.99, abs=1e-5)
     assert weight[0].item() == pytest.approx(0.99, abs=0.004)
 

@@ -49,7 +49,8 @@ class MicroBatch:
 def plan_micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Group row indices so that rows x longest row <= `budget` tokens; a longer row goes alone.
 
-    Longest first: a batch too large for the memory fails at once, not at the end.
+    Longest first: a batch too large for the memory fails at once, not at the end. Within a group rows keep the
+    caller's order, so that a batch that fits one group runs through the model as a plain padded loop would run it.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     groups: list[list[int]] = []
@@ -58,7 +59,7 @@ def plan_micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
             groups[-1].append(row)
         else:
             groups.append([row])
-    return groups
+    return [sorted(group) for group in groups]
 
 
 def build_micro_batch(data: Sequence[Datum], device: torch.device, dtype: torch.dtype) -> MicroBatch:

@@ -7,7 +7,6 @@ a float32 master copy: bf16 weights alone would round most small updates away.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -39,52 +38,57 @@ class AdamWState:
     """float32 copies of the parameters that are kept in half precision."""
 
 
-def global_norm(tensors: list[torch.Tensor]) -> float:
-    """L2 norm over all elements of all tensors (norm of norms, in at least float32); 0.0 of none."""
-    if not tensors:
-        return 0.0
+def global_norm(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """L2 norm over all elements of all tensors (norm of norms), a scalar of at least float32."""
     norms = [torch.linalg.vector_norm(t, dtype=_state_dtype(t)) for t in tensors]
-    return float(torch.linalg.vector_norm(torch.stack(norms)))
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 @torch.no_grad()
 def adamw_step(
-    parameters: Mapping[str, torch.nn.Parameter], state: AdamWState, options: AdamWOptions, grad_norm: float
+    parameters: Mapping[str, torch.nn.Parameter],
+    state: AdamWState,
+    options: AdamWOptions,
+    grad_norm: torch.Tensor,
 ) -> float:
     """Apply one step to every parameter that has a gradient; returns the L2 norm of the weights' change.
 
-    `grad_norm` is the global norm of the gradients, which clipping scales by. Gradients are consumed.
+    `grad_norm` is the global norm of the gradients, which clipping scales by. Gradients are consumed. Each operation
+    is the one that torch.nn.utils.clip_grad_norm_ and torch.optim.AdamW do, in their order, so the bits are theirs.
     """
     state.step += 1
-    clip = 1.0
+    clip = None
     if options.grad_clip_norm > 0:
-        # 1e-6 as in torch.nn.utils.clip_grad_norm_
-        clip = min(1.0, options.grad_clip_norm / (grad_norm + 1e-6))
+        clip = (options.grad_clip_norm / (grad_norm + 1e-6)).clamp(max=1.0)
     step_size = options.learning_rate / (1.0 - options.beta1**state.step)
-    root_correction = math.sqrt(1.0 - options.beta2**state.step)
+    root_correction = (1.0 - options.beta2**state.step) ** 0.5
+    decay = options.learning_rate * options.weight_decay
     changes = []
     for name, parameter in parameters.items():
         if parameter.grad is None:
             continue
         grad = parameter.grad.to(_state_dtype(parameter))
-        if clip < 1.0:
+        if clip is not None:
             grad = grad.mul_(clip)
         weight = _master(name, parameter, state)
         if name not in state.exp_avg:
             state.exp_avg[name] = torch.zeros_like(weight)
             state.exp_avg_sq[name] = torch.zeros_like(weight)
         exp_avg, exp_avg_sq = state.exp_avg[name], state.exp_avg_sq[name]
-        exp_avg.lerp_(grad, 1.0 - options.beta1)
-        exp_avg_sq.mul_(options.beta2).addcmul_(grad, grad, value=1.0 - options.beta2)
-        denominator = exp_avg_sq.sqrt().div_(root_correction).add_(options.eps)
+        decayed = weight * -decay if decay else None
+        if decay:
+            weight.mul_(1 - decay)
+        exp_avg.lerp_(grad, 1 - options.beta1)
+        exp_avg_sq.mul_(options.beta2).addcmul_(grad, grad, value=1 - options.beta2)
+        denominator = (exp_avg_sq.sqrt() / root_correction).add_(options.eps)
+        weight.addcdiv_(exp_avg, denominator, value=-step_size)
         change = torch.div(exp_avg, denominator, out=denominator).mul_(-step_size)
-        if options.weight_decay:
-            change.add_(weight, alpha=-options.learning_rate * options.weight_decay)
-        weight.add_(change)
+        if decayed is not None:
+            change.add_(decayed)
         if weight is not parameter:
             parameter.copy_(weight)
         changes.append(torch.linalg.vector_norm(change))
-    return float(torch.linalg.vector_norm(torch.stack(changes))) if changes else 0.0
+    return float(torch.linalg.vector_norm(torch.stack(changes)))
 
 
 def _state_dtype(tensor: torch.Tensor) -> torch.dtype:

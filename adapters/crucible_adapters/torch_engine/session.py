@@ -98,7 +98,8 @@ class TrainingSession:
                 raise FailedPreconditionError(
                     "no gradients: send a forward_backward before this optim_step", reason="NO_GRADIENTS"
                 )
-            grad_norm = global_norm(gradients)
+            norm = global_norm(gradients)
+            grad_norm = float(norm)
             if not math.isfinite(grad_norm):
                 raise FailedPreconditionError(
                     f"the gradient norm is {grad_norm}, the weights stay as they were: "
@@ -106,7 +107,7 @@ class TrainingSession:
                     reason="NUMERIC_ERROR",
                     metadata={"grad_norm": grad_norm},
                 )
-            update_norm = adamw_step(self._parameters, self.optimizer, options, grad_norm)
+            update_norm = adamw_step(self._parameters, self.optimizer, options, norm)
         finally:
             self.zero_gradients()
         self.optim_steps += 1
