@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from crucible_adapters.builtin import weights, word_problems
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from crucible_adapters.builtin import weights, word_problems
 
 Row = dict[str, str]
 Datum = tuple[list[int], list[int]]  # token ids and loss weights (0 or 1) of one row, equally long
@@ -48,6 +49,13 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--samples", type=int, default=2, help="held-out questions answered greedily after training")
     p.add_argument("--out", type=Path, help="JSON file for the figures; without it they are printed")
     return p.parse_args()
+
+
+def load_model(source: str):
+    if not source.startswith("builtin:"):
+        return AutoTokenizer.from_pretrained(source), AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as parent:
+        return load_model(str(weights.materialise(source.removeprefix("builtin:"), Path(parent) / "model").path))
 
 
 def load_rows(source: str, split: word_problems.Split, args: argparse.Namespace) -> list[Row]:
@@ -123,12 +131,7 @@ def learning_rate(step: int, total: int, args: argparse.Namespace) -> float:
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    folder = args.model
-    if folder.startswith("builtin:"):
-        parent = Path(tempfile.mkdtemp(prefix="reference-sft-"))
-        folder = str(weights.materialise(folder.removeprefix("builtin:"), parent / "model").path)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer, model = load_model(args.model)
 
     train_rows = load_rows(args.dataset, "train", args)
     eval_rows = load_rows(args.eval_dataset, "test", args)[: args.eval_rows]

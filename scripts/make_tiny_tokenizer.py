@@ -14,8 +14,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from crucible_adapters.builtin import word_problems
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from crucible_adapters.builtin import word_problems
 
 HERE = Path(__file__).resolve().parent
 TARGET = HERE.parent / "adapters" / "crucible_adapters" / "builtin" / "tiny_qwen3"
@@ -98,7 +99,7 @@ def main() -> int:
         fresh.write_text(text, encoding="utf-8")
         os.replace(fresh, path)
     if stale:
-        print(f"differ from what {Path(__file__).name} makes: {', '.join(stale)}: run it without --check", file=sys.stderr)
+        print(f"stale: {', '.join(stale)}: run {Path(__file__).name} without --check", file=sys.stderr)
     return 1 if stale else 0
 
 

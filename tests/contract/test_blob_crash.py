@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from crucible_adapters.blob.folder import BlobFolder
+from crucible_adapters.blob.local import LocalBlobOptions, LocalBlobStore
 from crucible_adapters.staging import StagedFile
+from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import NotFoundError
 
 OLD, NEW = b"old content", b"new content"  # of one size: only a hash tells them apart
@@ -67,3 +69,15 @@ def test_a_crash_leaves_one_of_the_two_contents(
         assert record == (len(expected), hashlib.sha256(expected).hexdigest(), media_type)
     store(recovered, b"later", "text/later")
     assert recovered.stat("a/k").sha256 == hashlib.sha256(b"later").hexdigest()
+
+
+async def test_what_a_crash_left_long_ago_is_removed_at_start(context: AdapterContext) -> None:
+    staging = BlobFolder(context.data_dir / "blobs").staging
+    staging.mkdir(parents=True)
+    for name in ("old", "young"):
+        (staging / name).write_bytes(b"half")
+    os.utime(staging / "old", (0, 0))
+    store = LocalBlobStore(LocalBlobOptions(), context)
+    await store.close()
+    # The young one may be another server's, writing right now.
+    assert [path.name for path in staging.iterdir()] == ["young"]

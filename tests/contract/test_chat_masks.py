@@ -185,6 +185,13 @@ async def test_masks_of_templates(local_stub: Any, tmp_path: Path, name: str) ->
         assert trained(rendered) == expected
 
 
+async def test_an_end_that_stands_only_at_the_end_belongs_to_the_last_message(local_stub: Any, tmp_path: Path) -> None:
+    template = folders.PLAIN + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    folder = make_folder(tmp_path / "tokenizer", template=template)
+    [rendered] = await apply(local_stub, folder, CHAT)
+    assert trained(rendered) == [" Six.", f"Yes.\n{END}"]
+
+
 async def test_a_default_system_text_is_no_user_s(local_stub: Any, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tokenizer", template=folders.PLAIN)
     chat = [("user", "people"), ("assistant", "You")]
@@ -218,6 +225,7 @@ async def test_a_template_that_renders_answers_otherwise_than_prompts_is_refused
         ("{{ strftime_now('%d') }}", "strftime_now"),
         ("{{ messages.append(1) }}", "unsafe"),
         ("{% for message in messages %}{{ message.role }}{% endfor %}", "leaves out the content"),
+        ("{% for m in messages %}{{ m.content }}:{{ m.content | length }}{% endfor %}", "comes after message 1"),
     ],
 )
 async def test_templates_that_do_not_work_are_refused(

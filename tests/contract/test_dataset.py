@@ -31,7 +31,7 @@ from tests.contract.conftest import Binding
 from tests.contract.refusals import refused
 
 Row = dict[str, Any]
-ROWS: list[Row] = [{"prompt": f"p {i}", "completion": "\u00e9\U0001f389\u2028" * i, "n": i} for i in range(700)]
+ROWS: list[Row] = [{"prompt": f"p {i}", "completion": "\u00e9\U0001f389\u2028" * (i % 7), "n": i} for i in range(700)]
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ async def test_pages_cover_a_range_once(stub: Any) -> None:
     points = [point("x", step, step / 3) for step in range(0, 240, 2)]
     await record(stub, 1, *points)
     expected = [(each.step, each.value) for each in points]
-    for size in (0, 1, 7, 60, 119, 120, 121):
+    for size in (0, 7, 119, 120, 121):
         assert await query(stub, "x", page_size=size) == expected
     assert await query(stub, "x", min_step=10, max_step=20, page_size=2) == expected[5:11]
     assert await query(stub, "x", min_step=0, max_step=0) == expected[:1]
@@ -182,7 +182,7 @@ def test_the_store_equals_a_dictionary(context: AdapterContext) -> None:
     stub = metrics_pb2_grpc.MetricsStoreServiceStub(ObjectChannel({SERVICE: store}))
     numbers = itertools.count()
 
-    @settings(max_examples=40, deadline=None, database=None)
+    @settings(max_examples=25, deadline=None, database=None)
     @given(batches=batches)
     def check(batches: list[Any]) -> None:
         asyncio.run(compare(f"r{next(numbers)}", batches))

@@ -24,8 +24,6 @@ SMALL: dict[str, Any] = {
     "save_every": 2,
     "eval_at_start": False,
     "eval_dataset": "",
-    "eval_split": "",
-    "dataset_split": "",
     "sample_prompts": 0,
 }
 

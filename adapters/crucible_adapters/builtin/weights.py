@@ -21,6 +21,14 @@ from safetensors.numpy import save
 
 ASSETS: Final = Path(__file__).resolve().parent
 INIT_STD: Final = 0.02
+# By name: what else lies in the package's folder (an editor's backup) must not change the content hash.
+_SHIPPED: Final = (
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
 class BuiltinModel(NamedTuple):
@@ -80,22 +88,20 @@ def qwen3_initial_weights(config: dict[str, Any], seed: int) -> dict[str, np.nda
 
 
 def materialise(name: str, target: Path) -> ModelFolder:
-    """Writes builtin model `name` as a complete transformers folder at `target`, all at once, and returns it with its hash.
+    """Writes builtin model `name` as a complete transformers folder at `target`, all at once; returns it with its hash.
 
     Where `target` already holds exactly this model nothing is written. Raises ValueError for an unknown name and
     FileExistsError where `target` holds anything else (another version's files, or damaged ones).
     """
     files = _files(name)
-    expected = _content_hash(files)
     if not target.exists():
         _write(files, target)
-    found = _content_hash({path.name: path.read_bytes() for path in target.iterdir()})
-    if found != expected:
+    if not _holds(target, files):
         raise FileExistsError(
-            f"{target} is not builtin model {name} of this version (sha256 {found[:12]}, expected {expected[:12]}): "
+            f"{target} is not builtin model {name} as this version makes it (another version's, or damaged): "
             "delete that folder or give another"
         )
-    return ModelFolder(target, expected)
+    return ModelFolder(target, _content_hash(files))
 
 
 def content_hash(name: str) -> str:
@@ -109,7 +115,7 @@ def _files(name: str) -> dict[str, bytes]:
         near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(MODELS))}"
         raise ValueError(f"no builtin model is named {name!r}: {hint}")
-    files = {path.name: path.read_bytes() for path in (ASSETS / model.folder).iterdir() if path.is_file()}
+    files = {shipped: (ASSETS / model.folder / shipped).read_bytes() for shipped in _SHIPPED}
     weights = qwen3_initial_weights(json.loads(files["config.json"]), model.seed)
     return files | {"model.safetensors": save(weights, metadata={"format": "pt"})}
 
@@ -117,6 +123,13 @@ def _files(name: str) -> dict[str, bytes]:
 def _content_hash(files: dict[str, bytes]) -> str:
     lines = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _holds(folder: Path, files: dict[str, bytes]) -> bool:
+    # Names first, so that a foreign folder is not read.
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} != set(files):
+        return False
+    return all((folder / name).is_file() and (folder / name).read_bytes() == data for name, data in files.items())
 
 
 def _write(files: dict[str, bytes], target: Path) -> None:
@@ -133,7 +146,7 @@ def _write(files: dict[str, bytes], target: Path) -> None:
         try:
             fresh.rename(target)
         except OSError:
-            # Another process was first: the caller's hash check says whether it wrote the same.
+            # Another process was first; materialise then checks that it wrote the same.
             if not target.is_dir():
                 raise
         _sync_folder(target.parent)

@@ -21,7 +21,8 @@ MAX_ROWS: Final = 50_000
 """Far below the number of distinct questions, so that drawing a new one stays quick."""
 
 NAMES: Final = tuple(
-    "Ada Amir Ben Chen Dan Ella Emma Finn Hana Hugo Ines Ivan Kofi Lena Leo Maya Mia Nina Omar Priya Rosa Tom Wei Zoe".split()
+    "Ada Amir Ben Chen Dan Ella Emma Finn Hana Hugo Ines Ivan Kofi Lena Leo Maya Mia Nina Omar Priya Rosa Tom Wei "
+    "Zoe".split()
 )
 THINGS: Final = tuple(
     "apples balls beads books cakes cards coins cups eggs flags hats keys lemons muffins nuts oranges pears pens plums "
@@ -33,7 +34,7 @@ JOBS: Final = ("washes cars", "walks dogs", "cuts grass", "waters plants", "pain
 
 
 class _Draw:
-    """Choices from one seeded stream. Only `Random.random()` is used: Python promises its sequence, and no other method's."""
+    """Choices from one seeded stream, through `Random.random()` alone: no other method's sequence is promised."""
 
     def __init__(self, seed: str) -> None:
         self._random = random.Random(seed).random
@@ -186,8 +187,8 @@ def _sales(d: _Draw, s: _Steps) -> str:
     income = s.add(f"{name} takes", sold, "*", price, "dollars")
     s.add(f"{name} keeps", income, "-", cost, "dollars")
     return (
-        f"{name} sells {early} {thing} on {first} and {late} on {second} for {price} dollars each and pays {cost} dollars "
-        f"for the stall. How many dollars does {name} keep?"
+        f"{name} sells {early} {thing} on {first} and {late} on {second} for {price} dollars each and pays "
+        f"{cost} dollars for the stall. How many dollars does {name} keep?"
     )
 
 

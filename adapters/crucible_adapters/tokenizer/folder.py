@@ -44,6 +44,7 @@ class FolderTokenizer:
 
     def __init__(self, folder: Path) -> None:
         """Raises INVALID_ARGUMENT FIELD_INVALID when a file can't be read."""
+        self._folder = folder
         self._definition = _read_json(folder / TOKENIZER)
         config = _read_json(folder / CONFIG)
         if "added_tokens_decoder" not in config:
@@ -54,7 +55,7 @@ class FolderTokenizer:
         self._listed, self._named = _added_tokens(config, self.special_tokens.values())
         self._split_special = bool(config.get("split_special_tokens", False))
         # Its post-processor adds special tokens and trims offsets: without it, texts are encoded as they stand.
-        self._plain = self._load({**self._definition, "post_processor": None}, folder)
+        self._plain = self._load({**self._definition, "post_processor": None})
         self._generation_eos = _as_list(_read_json(folder / GENERATION_CONFIG).get("eos_token_id"))
         self.fingerprint = hashlib.sha256(
             canonical_json(
@@ -69,11 +70,11 @@ class FolderTokenizer:
             )
         ).hexdigest()
 
-    def _load(self, definition: dict[str, Any], folder: Path) -> Tokenizer:
+    def _load(self, definition: dict[str, Any]) -> Tokenizer:
         try:
             tokenizer = Tokenizer.from_str(json.dumps({**definition, "truncation": None, "padding": None}))
         except Exception as error:  # the library raises nothing narrower
-            raise field_error("tokenizer", f"{folder / TOKENIZER} can't be read: {error}") from error
+            raise field_error("tokenizer", f"{self._folder / TOKENIZER} can't be read: {error}") from error
         tokenizer.add_tokens(self._listed)
         known = {str(token.content) for token in tokenizer.get_added_tokens_decoder().values()}
         tokenizer.add_tokens([token for token in self._named if token.content not in known])
@@ -82,7 +83,7 @@ class FolderTokenizer:
 
     @cached_property
     def _with_special(self) -> Tokenizer:
-        return self._load(self._definition, Path())
+        return self._load(self._definition)
 
     @cached_property
     def vocab_size(self) -> int:

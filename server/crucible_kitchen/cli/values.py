@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 # Keys whose values may be files or folders of the caller's machine.
-PATH_KEYS = frozenset({"dataset", "eval_dataset", "model"})
+PATH_KEYS = frozenset({"dataset", "eval_dataset", "model", "tokenizer"})
 _WORDS = {"true": True, "false": False, "null": None, "~": None}
 # JSON wants 1.0 and 0.5; people also write 1. and .5 and +2.
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
@@ -73,8 +73,13 @@ def _split(inner: str) -> list[str]:
 
 
 def absolute_path(key: str, value: Any) -> Any:
-    """The full path where the value of a path key is a file or folder here: the server has a folder of its own."""
+    """The full path where the value of a path key is a file or folder here, with or without #split behind it: the
+    server has a folder of its own.
+    """
     if key not in PATH_KEYS or not isinstance(value, str) or not value:
         return value
-    path = Path(value).expanduser()
-    return str(path.absolute()) if path.exists() else value
+    for text, split in ((value, ""), (value.rpartition("#")[0], value[value.rfind("#") :])):
+        path = Path(text).expanduser()
+        if text and path.exists():
+            return f"{path.absolute()}{split}"
+    return value

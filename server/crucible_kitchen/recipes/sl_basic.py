@@ -24,10 +24,8 @@ SL_BASIC = Recipe(
             description="A Qwen3 of a few million parameters on generated word problems: offline, a minute on 2 cores.",
             config={
                 "model": "builtin:tiny-qwen3",
-                "dataset": "builtin:word-problems",
-                "dataset_split": "train",
-                "eval_dataset": "builtin:word-problems",
-                "eval_split": "test",
+                "dataset": "builtin:word-problems#train",
+                "eval_dataset": "builtin:word-problems#test",
                 "lora_rank": 0,
                 "learning_rate": 2e-3,
                 "warmup_steps": 5,

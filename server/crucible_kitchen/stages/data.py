@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from crucible_kitchen.workflows.context import StageContext, SubmitContext
 from crucible_kitchen.workflows.stage import Kind, Output, PortUse, Stage, StageOptions
 
 _OPEN_SECONDS = 600.0
+_SPLIT = re.compile(r"[A-Za-z0-9_-]{1,63}")
 
 
 class LoadDatasetOptions(StageOptions):
@@ -21,15 +23,12 @@ class LoadDatasetOptions(StageOptions):
     dataset: str = Field(
         min_length=1,
         max_length=4096,
-        description="Training rows: a .jsonl or .parquet file, a folder of <split> files, or builtin:word-problems.",
-    )
-    dataset_split: str = Field(
-        default="", max_length=63, description="Split of a dataset that has several; empty: train."
+        description="Training rows: a .jsonl or .parquet file, a folder of <split> files, or builtin:word-problems; "
+        "#SPLIT behind it picks a split, otherwise train.",
     )
     eval_dataset: str = Field(
         default="", max_length=4096, description="Held-out rows, named like dataset; empty: nothing is evaluated."
     )
-    eval_split: str = Field(default="", max_length=63, description="Split of eval_dataset; empty: its default.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,6 @@ class LoadDataset(Stage):
 
     async def run(self, context: StageContext) -> None:
         train, held_out = await _open_all(await context.stub("dataset"), context.options(LoadDatasetOptions))
-        assert train is not None
         context["dataset"], context["eval_dataset"] = train, held_out
         for dataset in (train, held_out):
             if dataset is not None and dataset.info.num_rows == 0:
@@ -88,18 +86,21 @@ class LoadDataset(Stage):
         context["eval_dataset_fingerprint"] = held_out.info.fingerprint if held_out is not None else ""
 
 
-async def _open_all(stub: Any, options: LoadDatasetOptions) -> tuple[OpenDataset | None, OpenDataset | None]:
-    train = await _open(stub, options.dataset, options.dataset_split, key="dataset")
+async def _open_all(stub: Any, options: LoadDatasetOptions) -> tuple[OpenDataset, OpenDataset | None]:
+    train = await _open(stub, options.dataset, key="dataset")
     if not options.eval_dataset:
-        if options.eval_split:
-            raise field_error(
-                "config.eval_split", "is set but eval_dataset is not: set both or neither", reason="CONFIG_INVALID"
-            )
         return train, None
-    return train, await _open(stub, options.eval_dataset, options.eval_split, key="eval_dataset")
+    return train, await _open(stub, options.eval_dataset, key="eval_dataset")
 
 
-async def _open(stub: Any, uri: str, split: str, *, key: str) -> OpenDataset:
+def split_name(dataset: str) -> tuple[str, str]:
+    """(uri, split) of `uri#split`; without a suffix that can be a split's name the split is empty."""
+    uri, mark, split = dataset.rpartition("#")
+    return (uri, split) if mark and _SPLIT.fullmatch(split) else (dataset, "")
+
+
+async def _open(stub: Any, dataset: str, *, key: str) -> OpenDataset:
+    uri, split = split_name(dataset)
     source = dataset_pb2.DatasetSource(uri=uri, split=split)
     try:
         response = await stub.OpenDataset(dataset_pb2.OpenDatasetRequest(source=source), timeout=_OPEN_SECONDS)
