@@ -39,7 +39,7 @@ def json_values(text: str) -> list[Any]:
 
 def assert_completed(events: list[dict[str, Any]]) -> None:
     assert [int(event["sequence"]) for event in events] == list(range(1, len(events) + 1))
-    last = events[-1].get("stateChanged") or events[-1].get("state_changed")
+    last = events[-1].get("stateChanged") or events[-1]["state_changed"]
     assert "RUN_STATE_COMPLETED" in (last.get("toState"), last.get("to_state"))
 
 

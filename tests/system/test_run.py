@@ -61,7 +61,7 @@ async def test_the_run_ends_with_everything_a_run_leaves(kitchen: KitchenClient,
     assert [event.step for event in steps] == [1, 2, 3, 4, 5, 6]
     assert all(event.stage_path == "epochs/steps/log_metrics" for event in steps)
     assert [event.step_completed.metrics["optim/lr"] for event in steps] == pytest.approx(
-        [0.001, 0.002, 0.002, 0.0015, 0.001, 0.0005]
+        [2e-4, 4e-4, 4e-4, 3e-4, 2e-4, 1e-4]
     )
 
     run = await kitchen.get_run(events[0].run_id)
@@ -69,7 +69,7 @@ async def test_the_run_ends_with_everything_a_run_leaves(kitchen: KitchenClient,
     assert run.model_version_id
     assert run.latest_checkpoint.final
     assert run.config["max_steps"] == 6
-    assert run.config["learning_rate"] == 2e-3
+    assert run.config["learning_rate"] == 4e-4
 
 
 async def test_the_final_checkpoint_loads_in_transformers_and_gives_the_evaluated_loss(finished: Finished):
@@ -104,7 +104,7 @@ async def test_losses_equal_those_of_a_bare_torch_loop(finished: Finished, tmp_p
     events, rows, _ = finished
     out = tmp_path / "reference.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "reference_sft.py"), "--dataset", str(rows), "--out", str(out)]
-    flags = {"batch-size": 4, "max-length": 96, "max-steps": 6, "warmup": 2, "lr": 2e-3, "seed": 5}
+    flags = {"batch-size": 4, "max-length": 96, "max-steps": 6, "warmup": 2, "lr": 4e-4, "seed": 5}
     subprocess.run(command + [part for k, v in flags.items() for part in (f"--{k}", str(v))], check=True, timeout=100)
     expected = json.loads(out.read_text())["losses"]
     losses = [event.step_completed.metrics["train/loss"] for event in events if event.HasField("step_completed")]

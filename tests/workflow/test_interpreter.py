@@ -10,7 +10,6 @@ from crucible_kitchen.workflows.interpreter import Interpreter
 from crucible_kitchen.workflows.stage import Kind, Output, Stage, StageRegistry
 from crucible_kitchen.workflows.tree import ConditionalNode, ConfigFlag, Every, LoopNode, StageNode, Workflow
 
-
 # No stage here calls a port or saves a checkpoint.
 NOTHING: Any = None
 

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from crucible.kitchen.v1 import run_pb2, run_pb2_grpc
 from crucible.kitchen.v1.event_pb2 import RUN_STATE_PAUSED
 from crucible_kit.errors import field_error
+from crucible_kit.paging import page_size
 from crucible_kitchen.api.access import draining_error
 from crucible_kitchen.api.convert import run_message
-from crucible_kitchen.api.paging import from_token, page_size, to_token
+from crucible_kitchen.api.paging import from_token, to_token
 from crucible_kitchen.api.watch import Watches
 from crucible_kitchen.store.records import TERMINAL_STATES, RunRecord
 from crucible_kitchen.store.store import Store
