@@ -99,3 +99,16 @@ def checkpoint_folder(uri: str) -> Path:
     match = re.fullmatch(r"file://(/.*)", uri)
     assert match, uri
     return Path(match[1])
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of a process's children."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # ended meanwhile
+        if int(fields[1]) == pid:
+            found.append(int(stat.parent.name))
+    return found

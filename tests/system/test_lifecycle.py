@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from crucible.kitchen.v1 import event_pb2
 from crucible_client import KitchenClient
-from tests.system.harness import SMALL, Server, checkpoint_folder, serving, tensor_files
+from tests.system.harness import SMALL, Server, checkpoint_folder, children, serving, tensor_files
 
 LONGER = SMALL | {"max_steps": 12, "save_every": 4}
 
@@ -98,6 +100,20 @@ async def test_killed_and_restarted_equals_undisturbed(tmp_path: Path, rows: Pat
     assert [event.attempt for event in redone] == [1, 2]
     first, last = started[1].superseded_first_sequence, started[1].superseded_last_sequence
     assert first <= redone[0].sequence <= last < redone[1].sequence
+
+
+async def test_a_killed_engine_costs_an_attempt_and_nothing_else(tmp_path: Path, rows: Path, undisturbed):
+    with serving(tmp_path / "data") as server:
+        async with KitchenClient.connect(server.address) as kitchen:
+            run = await kitchen.create_run("sl_basic", preset="tiny", config=LONGER | {"dataset": str(rows)}, seed=1)
+            await watch_until(kitchen, run.run_id, at_step(6))
+            for pid in children(server.process.pid):
+                os.kill(pid, signal.SIGKILL)
+            events = [event async for event in kitchen.watch(run.run_id)]
+    assert_same_outcome(events, undisturbed)
+    started = [event.attempt_started for event in events if event.HasField("attempt_started")]
+    assert [each.attempt for each in started] == [1, 2]
+    assert started[1].from_checkpoint.step == 4
 
 
 async def test_drained_by_sigterm_goes_on_where_it_stood(tmp_path: Path, rows: Path, undisturbed):

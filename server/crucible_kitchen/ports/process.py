@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _START_SECONDS = 180.0
 _STOP_SECONDS = 10.0
+_PROBE_SECONDS = 5.0
 _KEPT_LINES = 40
 
 
@@ -54,12 +55,23 @@ class AdapterProcess:
             UnavailableError: ADAPTER_START_FAILED with the last lines the child wrote.
         """
         async with self._lock:
-            if self.running and self.info is not None:
+            if self.running and self.info is not None and await self._answers():
                 return self.info
             await self._end()
             await self._start()
             self.info = await self._handshake()
             return self.info
+
+    async def _answers(self) -> bool:
+        """Whether somebody listens: a child that was just killed counts as running until it is reaped."""
+        stub = adapter_pb2_grpc.AdapterServiceStub(self.channel)
+        try:
+            await stub.Probe(adapter_pb2.ProbeRequest(), timeout=_PROBE_SECONDS)
+        except UnavailableError:
+            return False
+        except KitchenError:
+            pass  # slow is not gone
+        return True
 
     async def _start(self) -> None:
         self._socket.unlink(missing_ok=True)
