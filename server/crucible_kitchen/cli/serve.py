@@ -80,13 +80,14 @@ async def _run_server(options: ServerOptions, *, as_json: bool) -> None:
     from crucible_kitchen.server import KitchenServer  # the options' help must not wait for the database's imports
 
     server = KitchenServer(options)
-    await server.start()
-    try:
-        if as_json:
-            click.echo(json.dumps({"address": server.address, "data": str(options.data)}))
-        else:
-            note(f"listening on {server.address}, data in {options.data}")
-        with Interrupts() as interrupts:
+    # Before anybody learns the address: from then on a SIGTERM must find somebody who drains.
+    with Interrupts() as interrupts:
+        await server.start()
+        try:
+            if as_json:
+                click.echo(json.dumps({"address": server.address, "data": str(options.data)}))
+            else:
+                note(f"listening on {server.address}, data in {options.data}")
             await interrupts.next()
             note("stopping; interrupt again to stop at once")
             stopping = asyncio.create_task(server.stop())
@@ -95,8 +96,8 @@ async def _run_server(options: ServerOptions, *, as_json: bool) -> None:
             for task in (stopping, again):
                 task.cancel()
             await asyncio.gather(stopping, again, return_exceptions=True)
-    finally:
-        await server.stop()
+        finally:
+            await server.stop()
 
 
 serve = click.Command(

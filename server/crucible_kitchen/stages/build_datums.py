@@ -38,7 +38,7 @@ class BuildDatumsOptions(StageOptions):
     """How rows become sequences, and how many steps that makes."""
 
     fields: dict[str, str] = Field(
-        default_factory=dict,
+        default={},
         description="Field of the accepted row shapes -> the rows' own field, such as {question: problem}.",
     )
     max_length: int = Field(
