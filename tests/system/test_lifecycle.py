@@ -162,6 +162,21 @@ async def test_a_dataset_that_changed_is_not_trained_on(kitchen: KitchenClient, 
     assert "dataset_fingerprint" in ended.failure.status.message
 
 
+async def test_a_start_from_nothing_must_find_the_plan_it_had(kitchen: KitchenClient, rows: Path, tmp_path: Path):
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(rows.read_text())
+    config = LONGER | {"dataset": str(mine), "save_every": 0, "max_steps": 500}
+    run = await kitchen.create_run("sl_basic", preset="tiny", config=config)
+    await watch_until(kitchen, run.run_id, at_step(1))
+    await kitchen.cancel_run(run.run_id)
+    assert not (await kitchen.wait(run.run_id)).HasField("latest_checkpoint")
+    mine.write_text("".join(line + "\n" for line in rows.read_text().splitlines()[:-1]))
+    await kitchen.resume_run(run.run_id)
+    ended = await kitchen.wait(run.run_id)
+    assert (ended.state, ended.attempt) == (event_pb2.RUN_STATE_FAILED, 2)
+    assert ended.failure.reason == "RESUME_MISMATCH"
+
+
 async def test_runs_wait_for_their_turn_in_order(kitchen: KitchenClient, rows: Path):
     config = SMALL | {"dataset": str(rows), "max_steps": 2, "warmup_steps": 0}
     runs = [await kitchen.create_run("sl_basic", preset="tiny", config=config, seed=seed) for seed in range(3)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime
+from typing import Any
 
 from crucible.kitchen.v1 import event_pb2
 from crucible_kit.errors import FailedPreconditionError, InternalError, KitchenError, to_failure
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS_WITHOUT_CHECKPOINT = 3
 _FEED_SECONDS = 10.0
+_PAGE = 128
 
 
 class RunExecutor:
@@ -148,7 +150,7 @@ class RunExecutor:
         interpreter = Interpreter(recipe.workflow, STAGES, context, boundary=boundary)
         position = record.latest_checkpoint.position if record.latest_checkpoint is not None else None
         try:
-            await interpreter.run(position)
+            await interpreter.run(position, expected=await self._planned(record))
         except PauseRequested:
             await interpreter.finalize()
             await self._end(event_pb2.RUN_STATE_PAUSED)
@@ -178,6 +180,21 @@ class RunExecutor:
         await interpreter.finalize()
         await self._end(event_pb2.RUN_STATE_COMPLETED)
         return None
+
+    async def _planned(self, record: RunRecord) -> dict[str, Any]:
+        """What the first attempt planned: the values that a start from nothing must reproduce."""
+        after = 0
+        while record.attempt > 1 and (events := await self._store.read_events(self._run_id, after, limit=_PAGE)):
+            for event in events:
+                if event.HasField("planned"):
+                    plan = event.planned
+                    return {
+                        "dataset_fingerprint": plan.dataset_fingerprint,
+                        "steps_per_epoch": plan.steps_per_epoch,
+                        "total_steps": plan.total_steps,
+                    }
+            after = events[-1].sequence
+        return {}
 
     async def _fail(self, interpreter: Interpreter, error: KitchenError) -> None:
         await interpreter.rollback(error)

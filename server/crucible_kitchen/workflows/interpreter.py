@@ -64,14 +64,19 @@ class Interpreter:
         self._completed: list[tuple[str, Stage]] = []
         self._step_loops = 0
         self._stored: dict[str, Any] = {}
+        self._from_start = True
         context.position = self._position
 
-    async def run(self, position: Position | dict[str, Any] | None) -> None:
+    async def run(self, position: Position | dict[str, Any] | None, *, expected: dict[str, Any] | None = None) -> None:
         """Walks the body to its end.
+
+        Args:
+            expected: values that set-up stages must write when there is no position: what an earlier attempt told.
 
         Raises:
             KitchenError: what a stage raised; RESUME_MISMATCH when a set-up stage does not reproduce what was stored.
         """
+        self._stored, self._from_start = expected or {}, position is None
         if position is not None:
             self._stored = position["values"]
             self._context.values.update(self._stored)
@@ -171,7 +176,7 @@ class Interpreter:
         begun = time.monotonic()
         try:
             await stage.run(context)
-            if again:
+            if again or (self._from_start and stage.setup):
                 self._check_reproduced(path, stage)
         except Exception as problem:
             failure = to_failure(_as_kitchen_error(path, problem), source=path)
@@ -193,8 +198,8 @@ class Interpreter:
             stored, now = self._stored[output.key], self._context.values[output.key]
             if stored != now:
                 raise FailedPreconditionError(
-                    f"{path}: {output.key} was {stored!r} when the checkpoint was saved and is {now!r} now: what the "
-                    "run stands on has changed, so it can't go on exactly; restore it, or create a new run",
+                    f"{path}: {output.key} was {stored!r} in an earlier attempt and is {now!r} now: what the run stands "
+                    "on has changed, so it can't go on exactly; restore it, or create a new run",
                     reason="RESUME_MISMATCH",
                     metadata={"key": output.key, "stored": stored, "now": now, "stage_path": path},
                 )
