@@ -198,8 +198,8 @@ class Interpreter:
             stored, now = self._stored[output.key], self._context.values[output.key]
             if stored != now:
                 raise FailedPreconditionError(
-                    f"{path}: {output.key} was {stored!r} in an earlier attempt and is {now!r} now: what the run stands "
-                    "on has changed, so it can't go on exactly; restore it, or create a new run",
+                    f"{path}: {output.key} was {stored!r} in an earlier attempt and is {now!r} now: what the run "
+                    "stands on has changed, so it can't go on exactly; restore it, or create a new run",
                     reason="RESUME_MISMATCH",
                     metadata={"key": output.key, "stored": stored, "now": now, "stage_path": path},
                 )
