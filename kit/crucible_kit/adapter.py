@@ -53,7 +53,11 @@ class AdapterContext:
     read_roots: tuple[Path, ...] | None = None
 
     def readable(self, path: str, *, field: str) -> Path:
-        """The resolved path. Raises INVALID_ARGUMENT PATH_NOT_ALLOWED when it is relative or outside the roots."""
+        """The resolved path, which may name nothing.
+
+        Raises INVALID_ARGUMENT PATH_NOT_ALLOWED when it is relative, outside the roots, or not a path that the system
+        can look at (a link to itself, a zero byte, too long, no permission).
+        """
         given = Path(path)
         if not given.is_absolute():
             raise field_error(
@@ -61,7 +65,14 @@ class AdapterContext:
                 f"{path!r} is not absolute: give the full path on the server's machine",
                 reason="PATH_NOT_ALLOWED",
             )
-        resolved = given.resolve()
+        try:
+            resolved = given.resolve()
+            resolved.exists()
+        # pathlib raises RuntimeError for a link to itself and ValueError for a zero byte.
+        except (OSError, RuntimeError, ValueError) as error:
+            raise field_error(
+                field, f"{path[:256]!r} can't be looked at: {error.__class__.__name__}", reason="PATH_NOT_ALLOWED"
+            ) from error
         if self.read_roots is not None and not any(resolved.is_relative_to(root.resolve()) for root in self.read_roots):
             roots = ", ".join(str(root) for root in self.read_roots) or "none"
             raise field_error(

@@ -18,6 +18,7 @@ from crucible.port.training.v1 import training_pb2, training_pb2_grpc
 from crucible_client import KitchenClient
 from crucible_kit.channel import MAX_MESSAGE_BYTES, connect
 from crucible_kit.errors import KitchenError
+from crucible_kit.paging import encode
 from tests.system.harness import SMALL, Server, serving
 
 
@@ -269,3 +270,26 @@ async def test_nobody_listens(tmp_path: Path):
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
     finally:
         await channel.close()
+
+
+@pytest.mark.parametrize("key", ["dataset", "model"])
+@pytest.mark.parametrize("path", ["/zero\0byte", "/" + "long" * 200, "{folder}/loop", "/proc", "relative/path"])
+async def test_paths_that_are_none_are_refused_as_such(kitchen: KitchenClient, tmp_path: Path, key: str, path: str):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    error = await refused(kitchen, **{key: path.format(folder=tmp_path)})
+    assert error.code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND), error
+    assert error.metadata["field"] == f"config.{key}"
+
+
+@pytest.mark.parametrize("key", ["max_steps", "eval_max_rows", "max_length", "save_every", "sample_max_tokens"])
+async def test_counts_beyond_the_wire_s_integers_are_refused(kitchen: KitchenClient, key: str):
+    error = await refused(kitchen, **{key: 1e30})
+    assert facts(error) == ("INVALID_ARGUMENT", "CONFIG_INVALID", f"config.{key}")
+
+
+async def test_a_forged_page_token_is_refused(kitchen: KitchenClient):
+    scope = f"ListRuns:{run_pb2.ListRunsRequest().SerializeToString().hex()}"
+    for position in ([-(10**17) + 1, "run"], [10**20, "run"], ["x", 1], [1], {"a": 1}):
+        with pytest.raises(KitchenError) as caught:
+            await kitchen.list_runs(page_token=encode(position, scope))  # type: ignore[arg-type]
+        assert (caught.value.code.name, caught.value.reason) == ("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID")

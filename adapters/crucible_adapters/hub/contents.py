@@ -6,10 +6,14 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from crucible_kit.chunks import sha256_file
+from crucible_kit.errors import field_error
+
+MAX_FILES = 10_000
 
 
 class FileEntry(NamedTuple):
@@ -36,10 +40,19 @@ class ContentReader:
         self._lock = threading.Lock()  # two readers of one model would hash it twice
 
     def read(self, folder: Path) -> Contents:
-        """The folder's contents. The revision is the SHA-256 over the lines `<sha256>  <path>\\n`, sorted by path."""
+        """The folder's contents. The revision is the SHA-256 over the lines `<sha256>  <path>\\n`, sorted by path.
+
+        Raises:
+            InvalidArgumentError: FIELD_INVALID for a folder with so many files that it is no repository.
+            OSError: a file can't be read.
+        """
         files, newest = [], 0
         with self._lock:
-            for path in sorted(visible_files(folder)):
+            # Counted before anything is hashed: somebody may name the root of the disk.
+            paths = list(islice(visible_files(folder), MAX_FILES + 1))
+            if len(paths) > MAX_FILES:
+                raise field_error("ref.repo", f"{folder} has more than {MAX_FILES} files: name the model's own folder")
+            for path in sorted(paths):
                 status = path.stat()
                 newest = max(newest, status.st_mtime_ns)
                 name = path.relative_to(folder).as_posix()

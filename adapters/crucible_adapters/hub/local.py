@@ -141,7 +141,10 @@ class LocalHub(hub_pb2_grpc.HubServiceServicer):
     def _find(self, ref: hub_pb2.RepoRef) -> tuple[Path, Contents]:
         """A repository's folder and what it holds. Raises NOT_FOUND REPO_NOT_FOUND or REVISION_NOT_FOUND."""
         folder = self._folder(ref.repo)
-        contents = self._reader.read(folder)
+        try:
+            contents = self._reader.read(folder)
+        except OSError as error:
+            raise _repo_not_found(ref.repo, f"{error.filename or folder} can't be read: {error.strerror}") from error
         if ref.revision and ref.revision != contents.revision:
             raise _revision_not_found(ref, contents.revision)
         return folder, contents

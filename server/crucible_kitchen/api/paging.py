@@ -30,7 +30,7 @@ def from_token(request: run_pb2.ListRunsRequest) -> Position | None:
     match decode(request.page_token, _scope(request)):
         case []:
             return None
-        case [int(microseconds), str(run_id)] if abs(microseconds) < 10**17:
+        case [int(microseconds), str(run_id)] if 0 <= microseconds < 10**17:
             return _EPOCH + microseconds * _MICROSECOND, run_id
         case _:  # made by somebody else
             raise field_error("page_token", "is not a token of this list", reason="PAGE_TOKEN_INVALID")

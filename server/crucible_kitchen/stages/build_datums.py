@@ -19,7 +19,7 @@ from crucible_kitchen.stages.datums import Sequence, unigram_nll
 from crucible_kitchen.stages.rows import to_conversation
 from crucible_kitchen.stages.session import Tokenizer
 from crucible_kitchen.workflows.context import StageContext
-from crucible_kitchen.workflows.stage import Kind, Output, PortUse, Stage, StageOptions
+from crucible_kitchen.workflows.stage import MAX_COUNT, Kind, Output, PortUse, Stage, StageOptions
 
 _RENDER_BATCH = 256
 _RENDER_SECONDS = 300.0
@@ -42,7 +42,7 @@ class BuildDatumsOptions(StageOptions):
         description="Field of the accepted row shapes -> the rows' own field, such as {question: problem}.",
     )
     max_length: int = Field(
-        default=32768, ge=2, description="Rows are cut to so many tokens, and to what the model takes."
+        default=32768, ge=2, le=MAX_COUNT, description="Rows are cut to so many tokens, and to what the model takes."
     )
     train_on: Literal[
         "last_assistant_message",
@@ -55,9 +55,14 @@ class BuildDatumsOptions(StageOptions):
     batch_size: int = Field(default=128, ge=1, le=65536, description="Rows of one optimizer step.")
     num_epochs: int = Field(default=1, ge=1, le=1_000_000, description="Passes over the rows.")
     max_steps: int = Field(
-        default=0, ge=0, description="Optimizer steps in all, in as many epochs as that takes; 0: num_epochs decides."
+        default=0,
+        ge=0,
+        le=MAX_COUNT,
+        description="Optimizer steps in all, in as many epochs as that takes; 0: num_epochs decides.",
     )
-    eval_max_rows: int = Field(default=0, ge=0, description="Only the first so many held-out rows are used; 0: all.")
+    eval_max_rows: int = Field(
+        default=0, ge=0, le=MAX_COUNT, description="Only the first so many held-out rows are used; 0: all."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,14 +20,14 @@ from crucible_kitchen.stages.datums import Batch
 from crucible_kitchen.stages.session import BaseModelOptions, Tokenizer
 from crucible_kitchen.stages.training import CROSS_ENTROPY
 from crucible_kitchen.workflows.context import StageContext, SubmitContext
-from crucible_kitchen.workflows.stage import Kind, Output, PortUse, Stage, StageOptions
+from crucible_kitchen.workflows.stage import MAX_COUNT, Kind, Output, PortUse, Stage, StageOptions
 
 
 class CheckpointOptions(StageOptions):
     """When to save."""
 
     save_every: int = Field(
-        default=0, ge=0, description="Save a checkpoint after each so many steps; 0: only at the end."
+        default=0, ge=0, le=MAX_COUNT, description="Save a checkpoint after each so many steps; 0: only at the end."
     )
 
 
@@ -66,10 +66,12 @@ class SaveFinal(Stage):
 class EvaluateOptions(StageOptions):
     """What to measure, and when."""
 
-    eval_every: int = Field(default=0, ge=0, description="Evaluate after each so many steps; 0: only at the end.")
+    eval_every: int = Field(
+        default=0, ge=0, le=MAX_COUNT, description="Evaluate after each so many steps; 0: only at the end."
+    )
     eval_at_start: bool = Field(default=False, description="Evaluate before the first step too.")
     sample_prompts: int = Field(default=0, ge=0, le=64, description="Held-out prompts to complete at each evaluation.")
-    sample_max_tokens: int = Field(default=128, ge=1, description="Longest sampled completion in tokens.")
+    sample_max_tokens: int = Field(default=128, ge=1, le=MAX_COUNT, description="Longest sampled completion in tokens.")
     sample_temperature: float = Field(default=0.0, ge=0, le=100, description="Temperature of those samples; 0: greedy.")
 
 

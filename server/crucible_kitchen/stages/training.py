@@ -18,7 +18,7 @@ from crucible_kitchen.ports.training import TrainingSession, merge
 from crucible_kitchen.stages.build_datums import BuildDatumsOptions, TrainingData
 from crucible_kitchen.stages.datums import Batch
 from crucible_kitchen.workflows.context import StageContext, SubmitContext
-from crucible_kitchen.workflows.stage import Kind, Output, PortUse, Stage, StageOptions
+from crucible_kitchen.workflows.stage import MAX_COUNT, Kind, Output, PortUse, Stage, StageOptions
 
 CROSS_ENTROPY = training_pb2.LossFunction(name="cross_entropy")
 # Names of the loops that the stages below stand in.
@@ -92,7 +92,9 @@ class OptimizerOptions(StageOptions):
     lr_schedule: ScheduleName = Field(
         default="linear", description="How the learning rate goes to the last step; linear and cosine end at 0."
     )
-    warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises to its peak.")
+    warmup_steps: int = Field(
+        default=0, ge=0, le=MAX_COUNT, description="Steps over which the learning rate rises to its peak."
+    )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of AdamW's first moment.")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="Decay of AdamW's second moment.")
     eps: float = Field(

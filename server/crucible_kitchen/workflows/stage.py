@@ -13,6 +13,9 @@ from crucible.kitchen.v1 import catalog_pb2
 from crucible_kit.adapter import to_struct
 from crucible_kitchen.workflows.context import StageContext, SubmitContext
 
+# Counts of rows, steps and tokens end here: past it they don't fit the wire's integers, and no run gets there.
+MAX_COUNT = 1_000_000_000
+
 
 class StageOptions(BaseModel):
     """Base of a stage's options: the configuration keys it owns. Strict: a string is not a number."""
