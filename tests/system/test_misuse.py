@@ -283,7 +283,8 @@ async def test_paths_that_are_none_are_refused_as_such(kitchen: KitchenClient, t
 
 @pytest.mark.parametrize("key", ["max_steps", "eval_max_rows", "max_length", "save_every", "sample_max_tokens"])
 async def test_counts_beyond_the_wire_s_integers_are_refused(kitchen: KitchenClient, key: str):
-    error = await refused(kitchen, **{key: 1e30})
+    config: dict[str, Any] = {key: 1e30}
+    error = await refused(kitchen, **config)
     assert facts(error) == ("INVALID_ARGUMENT", "CONFIG_INVALID", f"config.{key}")
 
 

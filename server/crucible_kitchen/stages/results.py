@@ -11,7 +11,7 @@ from crucible.port.tokenizer.v1 import tokenizer_pb2
 from crucible.type.v1 import message_pb2
 from crucible_kit.errors import capability_missing, field_error
 from crucible_kit.tensors import pack_tokens, unpack_tokens
-from crucible_kitchen.catalog.metrics import check_names
+from crucible_kitchen.metric_definitions import check_names
 from crucible_kitchen.ports.sampling import SamplingSession
 from crucible_kitchen.ports.training import TrainingSession
 from crucible_kitchen.stages.build_datums import TrainingData, render

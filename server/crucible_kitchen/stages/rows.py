@@ -17,6 +17,8 @@ PAIRS = (
     ("input", "output"),
     ("question", "answer"),
 )
+# What the contract's Message takes.
+MAX_CHARACTERS = 1_048_576
 SHAPES = "messages; " + "; ".join(f"{prompt} + {answer}" for prompt, answer in PAIRS) + "; instruction + input + output"
 
 
@@ -41,9 +43,8 @@ def to_conversation(row_json: str, index: int, mapping: Mapping[str, str]) -> me
             if prompt == "instruction" and row.get("input"):
                 question = f"{question}\n\n{_text(row, 'input', index)}"
             return _turns(question, _text(row, answer, index))
-    raise _invalid(
-        index, f"has the fields {', '.join(sorted(row)) or 'none'}; accepted are {SHAPES}; map others with `fields`"
-    )
+    names = ", ".join(name[:40] for name in sorted(row)[:10]) + (", ..." if len(row) > 10 else "")
+    raise _invalid(index, f"has the fields {names or 'none'}; accepted are {SHAPES}; map others with `fields`")
 
 
 def _turns(question: str, answer: str) -> message_pb2.Conversation:
@@ -56,9 +57,14 @@ def _turns(question: str, answer: str) -> message_pb2.Conversation:
 
 
 def _text(row: Mapping[str, Any], field: str, index: int) -> str:
-    value = row[field]
+    return _checked(row[field], f"field {field!r}", index)
+
+
+def _checked(value: Any, what: str, index: int) -> str:
     if not isinstance(value, str):
-        raise _invalid(index, f"field {field!r} is {type(value).__name__}, not text")
+        raise _invalid(index, f"{what} is {type(value).__name__}, not text")
+    if len(value) > MAX_CHARACTERS:
+        raise _invalid(index, f"{what} has {len(value)} characters, at most {MAX_CHARACTERS} are allowed")
     return value
 
 
@@ -67,13 +73,14 @@ def _messages(value: Any, index: int) -> list[message_pb2.Message]:
         raise _invalid(index, "field 'messages' is not a list with at least one message")
     messages = []
     for number, each in enumerate(value):
-        if (
-            not isinstance(each, dict)
-            or not isinstance(each.get("role"), str)
-            or not isinstance(each.get("content"), str)
-        ):
-            raise _invalid(index, f"messages[{number}] is not an object with the texts role and content")
-        message = message_pb2.Message(role=each["role"], content=each["content"], name=str(each.get("name") or ""))
+        what = f"messages[{number}]"
+        if not isinstance(each, dict) or not {"role", "content"} <= each.keys():
+            raise _invalid(index, f"{what} is not an object with role and content")
+        role = _checked(each["role"], f"{what}.role", index)
+        if not 0 < len(role) <= 63:
+            raise _invalid(index, f"{what}.role has {len(role)} characters; a role has 1 to 63, such as user")
+        content = _checked(each["content"], f"{what}.content", index)
+        message = message_pb2.Message(role=role, content=content, name=str(each.get("name") or "")[:63])
         if "trainable" in each:
             message.trainable = bool(each["trainable"])
         messages.append(message)

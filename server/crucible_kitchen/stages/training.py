@@ -13,7 +13,7 @@ from crucible_kit.determinism import epoch_order
 from crucible_kit.errors import field_error
 from crucible_kit.schedules import ScheduleName, learning_rate
 from crucible_kit.tensors import from_tensor
-from crucible_kitchen.catalog.metrics import check_names
+from crucible_kitchen.metric_definitions import check_names
 from crucible_kitchen.ports.training import TrainingSession, merge
 from crucible_kitchen.stages.build_datums import BuildDatumsOptions, TrainingData
 from crucible_kitchen.stages.datums import Batch

@@ -6,7 +6,7 @@ from crucible.kitchen.v1 import catalog_pb2
 from crucible_kit.adapter import to_struct
 from crucible_kit.errors import NotFoundError
 from crucible_kit.settings import unknown_key
-from crucible_kitchen.catalog.metrics import definitions as metric_definitions
+from crucible_kitchen.metric_definitions import definitions as metric_definitions
 from crucible_kitchen.recipes import RECIPES, Recipe
 from crucible_kitchen.recipes.recipe import find_recipe
 from crucible_kitchen.stages import STAGES
