@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from crucible_kit.errors import FieldViolation, InvalidArgumentError
 
 Model = TypeVar("Model", bound=BaseModel)
+_MAX_TOLD = 20
 
 
 def parse_settings(
@@ -24,7 +25,8 @@ def parse_settings(
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        violations = [_violation(each, model, where) for each in error.errors()]
+        # Of thousands of bad keys a few are told: looking for each one's nearest key would take seconds.
+        violations = [_violation(each, model, where) for each in error.errors()[:_MAX_TOLD]]
     shown = "; ".join(f"{each.field}: {each.description}" for each in violations[:5])
     raise InvalidArgumentError(shown, reason=reason, metadata={"field": violations[0].field}, fields=violations)
 

@@ -184,3 +184,16 @@ async def test_runs_wait_for_their_turn_in_order(kitchen: KitchenClient, rows: P
     assert {run.state for run in ends} == {event_pb2.RUN_STATE_COMPLETED}
     for earlier, later in pairwise(ends):
         assert earlier.end_time.ToNanoseconds() <= later.start_time.ToNanoseconds()
+
+
+async def test_a_repeated_start_runs_the_run_once(kitchen: KitchenClient, rows: Path):
+    config = SMALL | {"dataset": str(rows), "max_steps": 2, "warmup_steps": 0}
+    run = await kitchen.create_run("sl_basic", preset="tiny", config=config, hold=True)
+    request_id = "2f1c0d4e-9d0c-4a57-8f5e-2b9f0c8e7a11"
+    await asyncio.gather(*(kitchen.start_run(run.run_id, request_id=request_id) for _ in range(3)))
+    assert (await kitchen.wait(run.run_id)).state == event_pb2.RUN_STATE_COMPLETED
+    # A run behind it in the queue: had the first been queued again, it would have run by now.
+    behind = await kitchen.create_run("sl_basic", preset="tiny", config=config)
+    await kitchen.wait(behind.run_id)
+    ended = await kitchen.get_run(run.run_id)
+    assert (ended.state, ended.attempt) == (event_pb2.RUN_STATE_COMPLETED, 1)

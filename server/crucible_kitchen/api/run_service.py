@@ -19,6 +19,8 @@ from crucible_kitchen.store.store import Store
 
 DEFAULT_WAIT_SECONDS = 30.0
 MAX_WAIT_SECONDS = 60.0
+# Half of what gRPC clients take in a message unless they are told otherwise.
+_MAX_PAGE_BYTES = 2 * 1024 * 1024
 # Answers before the caller's own deadline, the way back included.
 _DEADLINE_MARGIN_SECONDS = 0.25
 
@@ -65,11 +67,19 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         records = await self._store.list_runs(
             request.states, request.recipe, request.labels, size + 1, from_token(request)
         )
-        shown = records[:size]
+        runs: list[run_pb2.Run] = []
+        room = _MAX_PAGE_BYTES
+        for record in records[:size]:
+            run = run_message(record)
+            room -= run.ByteSize()
+            if runs and room < 0:
+                break
+            runs.append(run)
         token = ""
-        if len(records) > size:
-            token = to_token((shown[-1].create_time, shown[-1].run_id), request)
-        return run_pb2.ListRunsResponse(runs=[run_message(each) for each in shown], next_page_token=token)
+        if len(records) > len(runs):
+            last = records[len(runs) - 1]
+            token = to_token((last.create_time, last.run_id), request)
+        return run_pb2.ListRunsResponse(runs=runs, next_page_token=token)
 
     async def WaitRun(self, request: run_pb2.WaitRunRequest, context: Any) -> run_pb2.WaitRunResponse:
         given = request.wait.seconds + request.wait.nanos / 1e9

@@ -12,13 +12,13 @@ from pathlib import Path
 from crucible.adapter.v1 import adapter_pb2, adapter_pb2_grpc
 from crucible_kit.adapter import CONTRACT_VERSIONS, AdapterOptions, ProcessAdapter, distribution_version
 from crucible_kit.channel import RemoteChannel, connect
-from crucible_kit.errors import KitchenError, UnavailableError
+from crucible_kit.errors import DeadlineExceededError, KitchenError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
 _START_SECONDS = 180.0
 _STOP_SECONDS = 10.0
-_PROBE_SECONDS = 5.0
+_PROBE_SECONDS = 15.0
 _KEPT_LINES = 40
 
 
@@ -63,14 +63,14 @@ class AdapterProcess:
             return self.info
 
     async def _answers(self) -> bool:
-        """Whether somebody listens: a child that was just killed counts as running until it is reaped."""
+        """Whether somebody answers: a killed child counts as running until it is reaped, a stopped one for ever."""
         stub = adapter_pb2_grpc.AdapterServiceStub(self.channel)
         try:
             await stub.Probe(adapter_pb2.ProbeRequest(), timeout=_PROBE_SECONDS)
-        except UnavailableError:
+        except (UnavailableError, DeadlineExceededError):
             return False
         except KitchenError:
-            pass  # slow is not gone
+            pass  # an answer, if an odd one
         return True
 
     async def _start(self) -> None:

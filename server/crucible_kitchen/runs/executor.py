@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from crucible.kitchen.v1 import event_pb2
-from crucible_kit.errors import FailedPreconditionError, InternalError, KitchenError, to_failure
+from crucible_kit.errors import DeadlineExceededError, FailedPreconditionError, InternalError, KitchenError, to_failure
 from crucible_kitchen.recipes import RECIPES
 from crucible_kitchen.recipes.recipe import find_recipe
 from crucible_kitchen.runs.checkpoints import CheckpointSaver, sweep
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS_WITHOUT_CHECKPOINT = 3
 _FEED_SECONDS = 10.0
+_EXECUTABLE = (event_pb2.RUN_STATE_QUEUED, event_pb2.RUN_STATE_RUNNING, event_pb2.RUN_STATE_CANCELLING)
 _PAGE = 128
 
 
@@ -77,7 +78,9 @@ class RunExecutor:
             logger.warning("run %s: attempt %d lost its adapter: %s", self._run_id, record.attempt, error)
 
     async def _stopped_before(self, record: RunRecord) -> bool:
-        """Obeys a stop that was asked for between attempts."""
+        """Obeys a stop that was asked for between attempts; a run that ended meanwhile stays as it is."""
+        if record.state not in _EXECUTABLE:
+            return True
         self.control.pause |= record.pause_requested
         self.control.cancel |= record.state == event_pb2.RUN_STATE_CANCELLING
         stop = self.control.stop_reason()
@@ -145,7 +148,8 @@ class RunExecutor:
             unsaved = context.checkpoint is None or context.checkpoint.step != context.step
             if stage is not None and unsaved and not isinstance(stop, CancelRequested):
                 await saver.save(stage)
-            raise stop
+            # A cancellation may have come while the checkpoint was written.
+            raise self.control.stop_reason() or stop
 
         interpreter = Interpreter(recipe.workflow, STAGES, context, boundary=boundary)
         position = record.latest_checkpoint.position if record.latest_checkpoint is not None else None
@@ -153,7 +157,10 @@ class RunExecutor:
             await interpreter.run(position, expected=await self._planned(record))
         except PauseRequested:
             await interpreter.finalize()
-            await self._end(event_pb2.RUN_STATE_PAUSED)
+            if self.control.cancel:
+                await self._end(event_pb2.RUN_STATE_CANCELLED, reason=self.control.cancel_reason)
+            else:
+                await self._end(event_pb2.RUN_STATE_PAUSED)
             return None
         except DrainRequested:
             await interpreter.finalize()
@@ -164,7 +171,8 @@ class RunExecutor:
             await self._end(event_pb2.RUN_STATE_CANCELLED, reason=str(stop))
             return None
         except KitchenError as error:
-            if error.retryable or error.reason == "SESSION_NOT_FOUND":
+            # An adapter that is gone, has lost the session, or hangs.
+            if error.retryable or error.reason == "SESSION_NOT_FOUND" or isinstance(error, DeadlineExceededError):
                 await interpreter.finalize()
                 return error
             await self._fail(interpreter, error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -37,8 +37,9 @@ TRAIN_ON = {
 class BuildDatumsOptions(StageOptions):
     """How rows become sequences, and how many steps that makes."""
 
-    fields: dict[str, str] = Field(
+    fields: dict[str, Annotated[str, Field(max_length=255)]] = Field(
         default={},
+        max_length=32,
         description="Field of the accepted row shapes -> the rows' own field, such as {question: problem}.",
     )
     max_length: int = Field(

@@ -108,7 +108,7 @@ class RunServiceServicer(object):
     def CreateRun(self, request, context):
         """CreateRun validates everything that can be known before work (recipe, configuration keys, types and ranges, ports, capabilities, dataflow, files) and stores the run. Idempotent by request_id.
         Errors: NOT_FOUND RECIPE_NOT_FOUND or PRESET_NOT_FOUND with the known names; INVALID_ARGUMENT CONFIG_INVALID with the field config.<key> (an unknown key names the nearest
-        known one), DATASET_NOT_FOUND, MODEL_NOT_FOUND, REQUEST_ID_REUSED; ALREADY_EXISTS RUN_EXISTS; FAILED_PRECONDITION CAPABILITY_MISSING with port and capability;
+        known one), DATASET_NOT_FOUND, MODEL_NOT_FOUND, REQUEST_ID_REUSED; ALREADY_EXISTS RUN_EXISTS; UNIMPLEMENTED CAPABILITY_MISSING with port and capability;
         RESOURCE_EXHAUSTED QUEUE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
