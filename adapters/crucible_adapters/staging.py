@@ -49,6 +49,12 @@ class StagedFile:
         os.replace(self._path, target)
         fsync_folder(target.parent)
 
+    def finish(self) -> Path:
+        """Makes the bytes durable and tells where they are until they take their place or are discarded."""
+        self.sync()
+        assert self._path is not None
+        return self._path
+
     def sync(self) -> None:
         """Makes the bytes durable and ends the writing."""
         file = self._open()

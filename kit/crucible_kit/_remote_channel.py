@@ -17,6 +17,7 @@ from crucible_kit.outcomes import task_is_cancelled
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 DEFAULT_UNARY_TIMEOUT = 60.0
+_LARGE_BYTES = 256 * 1024
 
 
 class RemoteChannel:
@@ -51,7 +52,11 @@ class RemoteChannel:
         inner = self._channel.unary_unary(method, *args, **kwargs)
 
         async def call(request: Message, *, timeout: float | None = None, metadata: Any = None) -> Message:
-            check_message(request)
+            if request.ByteSize() < _LARGE_BYTES:
+                check_message(request)
+            else:
+                # The event loop has others to serve meanwhile.
+                await asyncio.to_thread(check_message, request)
             limit = DEFAULT_UNARY_TIMEOUT if timeout is None else timeout
             with _kitchen_errors([]):
                 return await inner(request, **self._options(limit, metadata))
@@ -94,6 +99,10 @@ class RemoteChannel:
             return _responses(lambda: inner(outgoing, **self._options(timeout, metadata)), failures)
 
         return call
+
+    def waiting(self) -> RemoteChannel:
+        """This connection for calls that wait until the other side listens."""
+        return RemoteChannel(self._channel, wait_for_ready=True, metadata=self._metadata)
 
     async def close(self) -> None:
         """Closes the connection."""
@@ -164,13 +173,16 @@ _RETRY_UNAVAILABLE = json.dumps(
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
     """grpc's own channel with our options, for callers that need no stub of ours; connects when first used."""
+    # Nobody is bothered by frequent tries on one machine.
+    backoff = (100, 250) if address.startswith("unix:") else (1_000, 2_000)
     options: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.initial_reconnect_backoff_ms", backoff[0]),
+        ("grpc.max_reconnect_backoff_ms", backoff[1]),
         # A server may come back on the same address; a shared pool would keep its dead connection.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.service_config", _RETRY_UNAVAILABLE),

@@ -122,6 +122,7 @@ class ProcessAdapter:
         module: run as `python -m module`.
         options: type of its settings; each becomes `--name value`.
         environment: added to the child's environment unless set there.
+        capabilities: what it declares by port, for hosts that need not start it to know. Empty: it has to be asked.
     """
 
     name: str
@@ -129,6 +130,7 @@ class ProcessAdapter:
     module: str
     options: type[AdapterOptions] = AdapterOptions
     environment: Mapping[str, str] = field(default_factory=dict)
+    capabilities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def arguments(self, options: AdapterOptions) -> list[str]:
         """The settings as command-line arguments."""

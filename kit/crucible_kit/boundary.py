@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import grpc
@@ -31,6 +33,11 @@ from crucible_kit.outcomes import (
 Guard = Callable[[str, Mapping[str, str | bytes]], None]
 
 
+_LARGE_BYTES = 256 * 1024
+# One at a time: a message may take fifty times its size in memory while it is looked at.
+_large_messages = ThreadPoolExecutor(1, "large-messages")
+
+
 class _WireStatus(NamedTuple):
     """What grpc's abort_with_status reads."""
 
@@ -40,11 +47,11 @@ class _WireStatus(NamedTuple):
 
 
 class BoundaryInterceptor(grpc.aio.ServerInterceptor):
-    """Checks requests on their way in and maps errors on their way out, for services of the package crucible.
+    """Checks requests on their way in and maps errors on their way out. What the options of a proto say, and that no
+    field is unknown, is asked of the services of the package crucible; others, such as health, have rules of their own.
 
     Args:
-        guard: refuses calls by method and metadata (tokens, roles, draining); runs for services of other packages too.
-            None: everybody may call.
+        guard: refuses calls by method and metadata (tokens, roles, draining). None: everybody may call.
         max_bytes: most bytes of one request message by method prefix; the first prefix that fits counts.
         unary_timeout: seconds after which a unary call without a deadline of its own is ended.
     """
@@ -62,12 +69,11 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):
         refusal = self._refusal(method, handler_call_details.invocation_metadata)
         if handler is None:
             return grpc.unary_unary_rpc_method_handler(_refuse(refusal or method_missing(method)))
-        ours = method.startswith("/crucible.")
-        if refusal is None and ours and is_generated_default(_inner(handler)):
+        if refusal is None and is_generated_default(_inner(handler)):
             refusal = method_missing(method)
         if refusal is not None:
             return _same_shape(handler, _refuse(refusal), _refuse_stream(refusal))
-        return self._wrap(handler, method) if ours else handler
+        return self._wrap(handler, method)
 
     def _refusal(self, method: str, metadata: Any) -> KitchenError | None:
         if self._guard is None:
@@ -84,15 +90,15 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):
         parse = self._parser(handler, method)
         inner = _inner(handler)
 
-        def incoming(data: Any) -> Any:
-            return _parsed(data, parse) if handler.request_streaming else parse(data)
+        async def incoming(data: Any) -> Any:
+            return _parsed(data, parse) if handler.request_streaming else await _in_turn(parse, data)
 
         # The context is untyped: the stubs of grpc lack abort_with_status.
         async def answer(data: Any, context: Any) -> Message:
             clock = asyncio.timeout(self._unary_timeout if context.time_remaining() is None else None)
             try:
                 async with clock:
-                    return await inner(incoming(data), context)
+                    return await inner(await incoming(data), context)
             except BaseException as error:
                 late = clock.expired() and isinstance(error, TimeoutError)
                 await _abort(context, method, deadline_exceeded(method, self._unary_timeout) if late else error)
@@ -101,22 +107,26 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):
         async def stream(data: Any, context: Any) -> AsyncIterator[Message]:
             responses: Any = None
             try:
-                responses = inner(incoming(data), context)
-                async for each in responses:
-                    yield each
+                responses = inner(await incoming(data), context)
+                if inspect.iscoroutine(responses):
+                    await responses  # it writes to the context itself, as health's does
+                else:
+                    async for each in responses:
+                        yield each
             except GeneratorExit:
                 raise
             except BaseException as error:
                 await _abort(context, method, error)
                 raise
             finally:
-                if hasattr(responses, "aclose"):
+                if inspect.isasyncgen(responses):
                     await responses.aclose()
 
         return _same_shape(handler, answer, stream)
 
     def _parser(self, handler: Any, method: str) -> Callable[[bytes], Message]:
         deserialise = handler.request_deserializer
+        ours = method.startswith("/crucible.")
         limit = next((size for prefix, size in self._max_bytes.items() if method.startswith(prefix)), None)
 
         def parse(data: bytes) -> Message:
@@ -133,8 +143,10 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):
                 raise InvalidArgumentError(
                     f"the request of {method} is not a valid protobuf message", reason="MESSAGE_MALFORMED"
                 ) from error
-            check_no_unknown_fields(request)
-            check_message(request)
+            if ours:
+                # First what bounds how much there is to look at.
+                check_message(request)
+                check_no_unknown_fields(request)
             return request
 
         return parse
@@ -148,7 +160,22 @@ def _inner(handler: Any) -> Any:
 
 async def _parsed(messages: AsyncIterator[bytes], parse: Callable[[bytes], Message]) -> AsyncIterator[Message]:
     async for each in messages:
-        yield parse(each)
+        yield await _in_turn(parse, each)
+
+
+async def _in_turn(parse: Callable[[bytes], Message], data: bytes) -> Message:
+    """The parsed message; a large one off the event loop, which it would hold up for seconds."""
+    if len(data) < _LARGE_BYTES:
+        return parse(data)
+
+    def parsed() -> Message:
+        try:
+            return parse(data)
+        except KitchenError as error:
+            # The frames it has come through would keep the message until the caller has its answer.
+            raise error.with_traceback(None) from None
+
+    return await asyncio.get_running_loop().run_in_executor(_large_messages, parsed)
 
 
 def _same_shape(handler: Any, unary: Any, stream: Any) -> Any:

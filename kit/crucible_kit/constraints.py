@@ -16,6 +16,10 @@ from crucible.type.v1 import constraints_pb2
 from crucible_kit.errors import FieldViolation, InvalidArgumentError
 
 _DEFAULT_MAX_CHARACTERS = 4096
+# Nobody reads more of them, and a message may break its rules a million times.
+_MAX_VIOLATIONS = 16
+# 32 MiB hold millions of messages of two bytes: looking at each would take minutes.
+MAX_NESTED_MESSAGES = 512 * 1024
 _FORMATS = {
     constraints_pb2.FieldConstraints.FORMAT_IDENTIFIER: (
         re.compile(r"[a-z0-9][a-z0-9._-]{0,62}"),
@@ -40,15 +44,29 @@ _NUMBERS = {
     FieldDescriptor.CPPTYPE_DOUBLE,
 }
 
+
+class Findings(list[FieldViolation]):
+    """What is wrong with a message, and how many messages inside it were looked at."""
+
+    nested = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether enough was found."""
+        return len(self) >= _MAX_VIOLATIONS
+
+
 # A check of one present value; returns what is wrong with it, or None.
 ValueCheck = Callable[[Any], str | None]
 # A check of one message at a path; appends what it finds.
-MessageCheck = Callable[[Message, str, list[FieldViolation]], None]
+MessageCheck = Callable[[Message, str, Findings], None]
 
 
 def check_message(message: Message) -> None:
-    """Raises INVALID_ARGUMENT FIELD_INVALID with the paths of all fields that break a constraint."""
-    violations: list[FieldViolation] = []
+    """Raises INVALID_ARGUMENT: FIELD_INVALID with the paths of the fields that break a constraint, the first 16 of
+    them, or MESSAGE_TOO_COMPLEX for a message of more than MAX_NESTED_MESSAGES messages.
+    """
+    violations = Findings()
     _message_check(message.DESCRIPTOR)(message, "", violations)
     if violations:
         shown = "; ".join(f"{each.field}: {each.description}" for each in violations[:5])
@@ -122,17 +140,41 @@ def _children(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[M
 def _message_check(descriptor: Descriptor) -> MessageCheck:
     """Compiles a message's options, its children's too, into one function. Recursive messages compile lazily."""
     checks = [check for field in descriptor.fields for check in _field_checks(field)]
-    nested = [field for field in descriptor.fields if _has_checked_children(field)]
+    nested = [(field, _item_limit(field)) for field in descriptor.fields if _has_checked_children(field)]
 
-    def check(message: Message, path: str, out: list[FieldViolation]) -> None:
+    def check(message: Message, path: str, out: Findings) -> None:
         for each in checks:
             each(message, path, out)
-        for field in nested:
-            if field.is_repeated or message.HasField(field.name):
-                for child, child_path in _children(field, getattr(message, field.name), path):
-                    _message_check(child.DESCRIPTOR)(child, f"{child_path}.", out)
+        for field, limit in nested:
+            if not field.is_repeated and not message.HasField(field.name):
+                continue
+            value = getattr(message, field.name)
+            # What is too long has been found: there may be millions of entries to look at.
+            if limit is not None and len(value) > limit:
+                continue
+            for child, child_path in _children(field, value, path):
+                if out.full:
+                    return
+                out.nested += 1
+                if out.nested > MAX_NESTED_MESSAGES:
+                    raise _too_complex(child_path)
+                _message_check(child.DESCRIPTOR)(child, f"{child_path}.", out)
 
     return check
+
+
+def _too_complex(path: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{path}: the request holds more than {MAX_NESTED_MESSAGES} messages inside it: send it in several calls",
+        reason="MESSAGE_TOO_COMPLEX",
+        metadata={"field": path, "max_messages": MAX_NESTED_MESSAGES},
+    )
+
+
+def _item_limit(field: FieldDescriptor) -> int | None:
+    """Most entries that a repeated or map field may have; None: any number, or it is a single one."""
+    rule = _rule(field)
+    return rule.max_items if field.is_repeated and rule.HasField("max_items") else None
 
 
 def _has_checked_children(field: FieldDescriptor) -> bool:
@@ -153,8 +195,9 @@ def _field_checks(field: FieldDescriptor) -> list[MessageCheck]:
     checks: list[MessageCheck] = []
     if rule.required:
         checks.append(_required(field))
-    if field.is_repeated and rule.HasField("max_items"):
-        checks.append(_max_items(field, rule.max_items))
+    limit = _item_limit(field)
+    if limit is not None:
+        checks.append(_max_items(field, limit))
     if _is_map(field) and _map_entry(field).fields_by_name["key"].type == FieldDescriptor.TYPE_STRING:
         checks.append(_map_keys(field, rule.max_len if rule.HasField("max_len") else _DEFAULT_MAX_CHARACTERS))
     value_check = _value_check(field, rule)
@@ -166,7 +209,7 @@ def _field_checks(field: FieldDescriptor) -> list[MessageCheck]:
 def _required(field: FieldDescriptor) -> MessageCheck:
     name = field.name
 
-    def check(message: Message, path: str, out: list[FieldViolation]) -> None:
+    def check(message: Message, path: str, out: Findings) -> None:
         present = message.HasField(name) if field.has_presence else bool(getattr(message, name))
         if not present:
             out.append(FieldViolation(f"{path}{name}", "required, but absent or empty"))
@@ -175,7 +218,7 @@ def _required(field: FieldDescriptor) -> MessageCheck:
 
 
 def _max_items(field: FieldDescriptor, limit: int) -> MessageCheck:
-    def check(message: Message, path: str, out: list[FieldViolation]) -> None:
+    def check(message: Message, path: str, out: Findings) -> None:
         count = len(getattr(message, field.name))
         if count > limit:
             out.append(FieldViolation(f"{path}{field.name}", f"has {count} entries, at most {limit} are allowed"))
@@ -184,8 +227,10 @@ def _max_items(field: FieldDescriptor, limit: int) -> MessageCheck:
 
 
 def _map_keys(field: FieldDescriptor, limit: int) -> MessageCheck:
-    def check(message: Message, path: str, out: list[FieldViolation]) -> None:
+    def check(message: Message, path: str, out: Findings) -> None:
         for key in getattr(message, field.name):
+            if out.full:
+                return
             if len(key) > limit:
                 problem = f"its key has {len(key)} characters, at most {limit} are allowed"
                 out.append(FieldViolation(f"{path}{field.name}[{key[:64]!r}]", problem))
@@ -194,19 +239,19 @@ def _map_keys(field: FieldDescriptor, limit: int) -> MessageCheck:
 
 
 def _each_value(field: FieldDescriptor, value_check: ValueCheck) -> MessageCheck:
-    name, is_map = field.name, _is_map(field)
+    name, is_map, limit = field.name, _is_map(field), _item_limit(field)
 
-    def check(message: Message, path: str, out: list[FieldViolation]) -> None:
-        if is_map:
-            for key, value in getattr(message, name).items():
+    def check(message: Message, path: str, out: Findings) -> None:
+        if field.is_repeated:
+            values = getattr(message, name)
+            if limit is not None and len(values) > limit:
+                return
+            for key, value in values.items() if is_map else enumerate(values):
                 problem = value_check(value)
                 if problem:
                     out.append(FieldViolation(f"{path}{name}[{key!r}]", problem))
-        elif field.is_repeated:
-            for index, value in enumerate(getattr(message, name)):
-                problem = value_check(value)
-                if problem:
-                    out.append(FieldViolation(f"{path}{name}[{index}]", problem))
+                    if out.full:
+                        return
         elif not field.has_presence or message.HasField(name):
             problem = value_check(getattr(message, name))
             if problem:

@@ -26,6 +26,8 @@ _MAX_METADATA = 16
 _MAX_FIELDS = 5
 # Message and details travel as headers, and a receiver may drop more than 8 KiB of them, the status with it.
 _MAX_WIRE_BYTES = 7 * 1024
+# What grpc.aio makes of a call that ends while its client still writes, in place of the server's own status.
+_WRITE_FAILED = "Internal error from Core"
 # What grpc-message holds unquoted.
 _PLAIN = bytes(range(0x20, 0x7F)).replace(b"%", b"")
 
@@ -46,6 +48,9 @@ class KitchenError(Exception):
         metadata: the facts of the message by name.
         fields: the request's bad fields, if that is what it is about.
         retry_delay: seconds after which the same call may succeed; None: no promise.
+
+    Attributes:
+        port: the port whose adapter it came from, where the host has noted it; does not travel.
     """
 
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
@@ -65,6 +70,7 @@ class KitchenError(Exception):
         self.metadata = {key: str(value) for key, value in (metadata or {}).items()}
         self.fields = tuple(fields)
         self.retry_delay = retry_delay
+        self.port = ""
 
     @property
     def retryable(self) -> bool:
@@ -287,6 +293,12 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> KitchenError:
     if status.code == grpc.StatusCode.CANCELLED.value[0] and not status.details and not hint:
         # The caller's own cancellation never gets here: the other side's transport gave the call up.
         return UnavailableError(status.message or "the other side ended the call", reason="CONNECTION_LOST")
+    if status.code == grpc.StatusCode.INTERNAL.value[0] and status.message == _WRITE_FAILED and not status.details:
+        return UnavailableError(
+            "the other side ended the call before it had taken the whole request, and its reason got lost on the way: "
+            "send it again",
+            reason="CONNECTION_LOST",
+        )
     if status.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0] and "larger than max" in status.message:
         # The core refuses before any handler runs and names no reason; a retry can't help.
         return InvalidArgumentError(f"{status.message}: send less in one message", reason="MESSAGE_TOO_LARGE")

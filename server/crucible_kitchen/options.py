@@ -25,11 +25,37 @@ class ServerOptions(BaseModel):
     )
     data: AbsolutePath = Field(description="Data folder: run store, checkpoints, logs. One server at a time.")
     manifest: AbsolutePath | None = Field(
-        default=None, description="YAML file that maps ports to adapters. Absent: the local profile."
+        default=None, description="YAML file that maps ports to adapters. Absent: the default adapters."
     )
     max_concurrent_runs: int = Field(default=1, ge=1, le=64, description="Runs at work at the same time.")
     max_queued_runs: int = Field(default=1000, ge=1, description="Runs that may wait for their turn; more are refused.")
     max_watchers_per_run: int = Field(default=64, ge=1, description="Watches of one run at the same time.")
+    max_client_training_sessions: int = Field(
+        default=64, ge=0, description="Training sessions that one client of the ports may have open."
+    )
+    max_client_sampling_sessions: int = Field(
+        default=64, ge=0, description="Sampling sessions that one client of the ports may have open."
+    )
+    max_client_datasets: int = Field(
+        default=16, ge=0, description="Datasets that one client of the ports may have open."
+    )
+    max_client_tokens_in_flight: int = Field(
+        default=1024 * 1024,
+        ge=0,
+        description="Tokens of the calls that one client of the ports has sent and not awaited yet, samples at their "
+        "longest.",
+    )
+    max_sessions_of_clients: int = Field(
+        default=192,
+        ge=0,
+        description="Training sessions, sampling sessions and datasets, each, of all clients of the ports together: "
+        "fewer than the adapter takes, so that runs find room.",
+    )
+    max_full_sessions_of_clients: int = Field(
+        default=4,
+        ge=0,
+        description="Of those, training sessions without a LoRA adapter: each holds a whole model of its own.",
+    )
     tokens: AbsolutePath | None = Field(
         default=None,
         description="File of bearer tokens, one `role: token` a line; roles read, run, admin. Absent: none is needed.",

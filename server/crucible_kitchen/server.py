@@ -18,12 +18,15 @@ from crucible_kitchen.api.endpoint import Endpoint
 from crucible_kitchen.lock import DataFolderLock
 from crucible_kitchen.options import ServerOptions
 from crucible_kitchen.ports.host import PortHost
+from crucible_kitchen.relay.callers import load_secret
+from crucible_kitchen.relay.relay import Relay
 from crucible_kitchen.runs.manager import RunManager
 from crucible_kitchen.store.store import Store
 
 logger = logging.getLogger(__name__)
 
 STORE_FILE = "kitchen.db"
+SECRET_FILE = "clients.key"
 # For calls that are still there when the runs have drained, such as watches whose clients don't read.
 _CALL_GRACE_SECONDS = 5.0
 
@@ -67,12 +70,15 @@ class KitchenServer:
                 options.manifest, AdapterContext(data_dir=options.data, read_roots=options.allowed_roots)
             )
             stack.push_async_callback(ports.close)
+            relay = Relay(ports, options, load_secret(options.data / SECRET_FILE))
+            stack.push_async_callback(relay.close)
             runs = RunManager(store, ports, options)
             endpoint = Endpoint(
                 store=store,
                 runs=runs,
                 adapters=ports,
                 catalog=catalog,
+                relay=relay,
                 tokens=tokens,
                 max_watchers_per_run=options.max_watchers_per_run,
             )
@@ -83,6 +89,7 @@ class KitchenServer:
             stack.push_async_callback(runs.drain, options.drain_seconds)
             stack.push_async_callback(endpoint.drain)
             await runs.start(recover=options.recover)
+            relay.start()
             await endpoint.start()
             self._running = stack.pop_all()
         logger.info("serving on %s, data folder %s", self.address, options.data)

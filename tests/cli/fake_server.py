@@ -34,6 +34,11 @@ def evaluation(nll: float, output: str) -> event_pb2.EvaluationCompleted:
     return event_pb2.EvaluationCompleted(metrics=metrics, samples=[sample])
 
 
+def evaluation_summary(event: event_pb2.RunEvent) -> event_pb2.EvaluationSummary:
+    done = event.evaluation_completed
+    return event_pb2.EvaluationSummary(step=event.step, metrics=done.metrics, sample=done.samples[0])
+
+
 class FakeRuns:
     """Runs that happen at once, in memory."""
 
@@ -57,7 +62,21 @@ class FakeRuns:
 
     async def state(self, run: run_pb2.Run, name: str, **more: Any) -> None:
         state = getattr(event_pb2, f"RUN_STATE_{name}")
+        if state in ENDED_STATES or name == "PAUSED":
+            await self.summarize(run)
         await self.emit(run, state_changed=event_pb2.RunStateChanged(to_state=state, **more))
+
+    async def summarize(self, run: run_pb2.Run) -> None:
+        summary = event_pb2.RunSummary(steps=run.step, input_tokens=500 * run.step, trained_tokens=100 * run.step)
+        if run.step:
+            summary.seconds, summary.tokens_per_second = 12.4, 1000.0
+            summary.first_train_loss, summary.last_train_loss = 4.0, 8.0 / 2**run.step
+        evaluated = [each for each in self.logs[run.run_id] if each.HasField("evaluation_completed")]
+        if evaluated:
+            summary.first_evaluation.CopyFrom(evaluation_summary(evaluated[0]))
+            summary.last_evaluation.CopyFrom(evaluation_summary(evaluated[-1]))
+        run.summary.CopyFrom(summary)
+        await self.emit(run, summarized=event_pb2.RunSummarized(summary=summary))
 
     async def steps(self, run: run_pb2.Run, last: int) -> None:
         while run.step < last:

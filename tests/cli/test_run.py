@@ -27,6 +27,7 @@ def test_a_run_that_completes(kitchen: Kitchen) -> None:
         "steps": "4 of 4",
         "loss": "4.0000 at first, 0.5000 at last (nats/token)",
         "heldout NLL": "6.0000 at step 0, 1.5000 at step 4 (nats/token); a unigram model of the answers has 4.0000",
+        "time": "12 s; 2,000 tokens read, 400 trained on",
         "speed": "1,000 tokens/s",
         "checkpoint": "/kept here",
         "model version": "mv-1",
@@ -36,6 +37,18 @@ def test_a_run_that_completes(kitchen: Kitchen) -> None:
         "at step 4": "'Three.'",
     }
     assert "step 4/4, loss 0.5000" in answer.err
+
+
+def test_get_shows_what_the_run_came_to(kitchen: Kitchen) -> None:
+    followed = kitchen("run", "sl_basic", "--preset", "tiny", "--run-id", "done-3").out
+    shown = kitchen("runs", "get", "done-3").out
+
+    def rows(text: str) -> dict[str, str]:
+        return {name: value.strip() for name, value in (line.split("  ", 1) for line in text.splitlines() if line)}
+
+    both = rows(followed).keys() & rows(shown).keys()
+    assert {"loss", "heldout NLL", "time", "speed", "checkpoint", "model version", "prompt", "at step 4"} <= both
+    assert {name: rows(followed)[name] for name in both} == {name: rows(shown)[name] for name in both}
 
 
 def test_json_has_every_event_and_then_the_run(kitchen: Kitchen) -> None:
@@ -220,6 +233,18 @@ def test_runs_events_and_watch(kitchen: Kitchen) -> None:
     watched = kitchen("runs", "watch", "log", "--after", "3", "--json")
     assert (watched.code, watched.lines) == (0, everything[3:])
     assert "step 4: loss 0.5" in kitchen("runs", "events", "log").out
+
+
+def test_names_do_not_steer_the_terminal(kitchen: Kitchen) -> None:
+    kitchen("run", "sl_basic", "--preset", "waits", "--run-id", "odd", "--detach")
+    reason = "\x1b[2J\x07gone\r\nrun odd is COMPLETED\u202e\x9b1A"
+    kitchen("runs", "cancel", "odd", "--reason", reason)
+    for words in (("events",), ("watch",), ("get",)):
+        answer = kitchen("runs", *words, "odd")
+        assert not set(answer.out) & {"\x1b", "\x07", "\r", "\u202e", "\x9b"}
+    lines = kitchen("runs", "events", "odd").out.splitlines()
+    assert [int(line.split()[0]) for line in lines] == list(range(1, len(lines) + 1))
+    assert "run odd is CANCELLED: \\x1b[2J\\x07gone\\r\\nrun odd is COMPLETED\\u202e\\x9b1A" in lines[-1]
 
 
 def test_catalogue_commands(kitchen: Kitchen) -> None:

@@ -36,8 +36,24 @@ def test_texts() -> None:
     assert event_text(step) == "step 3: loss 2.5"
     log = event_pb2.RunEvent(log_recorded=event_pb2.LogRecorded(message="12 rows truncated"))
     assert event_text(log) == "12 rows truncated"
+    planned = event_pb2.RunPlanned(total_steps=9, num_rows=8, trained_tokens_per_epoch=7, num_eval_rows=2)
+    held_out = "9 steps planned: 8 rows, 7 trained tokens an epoch, 2 rows held out"
+    assert event_text(event_pb2.RunEvent(planned=planned)) == held_out
+    gone = event_pb2.CheckpointDeleted(checkpoint=event_pb2.Checkpoint(step=4, uri="file:///a"))
+    assert event_text(event_pb2.RunEvent(checkpoint_deleted=gone)) == "checkpoint of step 4 deleted: file:///a"
+    summary = event_pb2.RunSummary(
+        steps=6, seconds=61.4, first_train_loss=8, last_train_loss=0.25, tokens_per_second=1234.5
+    )
+    came_to = event_pb2.RunEvent(summarized=event_pb2.RunSummarized(summary=summary))
+    assert event_text(came_to) == "6 steps in 61 s, loss 8 to 0.25, 1,234 tokens/s"
     assert event_text(event_pb2.RunEvent()) == ""
     assert (state_name(event_pb2.RUN_STATE_PAUSED), state_name(99)) == ("PAUSED", "99")
+
+
+def test_texts_of_anybody_s_do_not_steer_the_terminal() -> None:
+    log = event_pb2.LogRecorded(message="a\x1b[31mb\nc\td\u202ee \u00e9\U0001f389\u200d\x85")
+    text = event_text(event_pb2.RunEvent(log_recorded=log))
+    assert text == "a\\x1b[31mb\\nc\\td\\u202ee \u00e9\U0001f389\u200d\\x85"
 
 
 def test_progress_texts() -> None:

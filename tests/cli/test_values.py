@@ -75,7 +75,23 @@ def test_paths_that_exist_here_become_absolute(tmp_path: Path, monkeypatch: pyte
         "model": str(tmp_path / "model"),
         "model_name": "model",
     }
-    assert parse_settings(["dataset=missing.jsonl", "model=builtin:x"]) == {
-        "dataset": "missing.jsonl",
-        "model": "builtin:x",
-    }
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "./missing", "../missing", "~/missing", "some/missing.parquet#test"])
+def test_what_can_only_be_a_path_becomes_absolute_though_nothing_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A mistyped name: the server then says which path is not there, not that the path is not absolute."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    told = parse_settings([f"dataset={name}"])["dataset"]
+    assert told.startswith("/")
+    assert told == str(tmp_path / name) if not name.startswith("~") else told == "/home/me/missing"
+
+
+@pytest.mark.parametrize(
+    "name", ["builtin:word-problems#train", "openai/gsm8k#train", "hf://datasets/o/n/x.jsonl", "#"]
+)
+def test_other_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_settings([f"dataset={name}", f"start_from={name}"]) == {"dataset": name, "start_from": name}

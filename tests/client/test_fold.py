@@ -108,6 +108,29 @@ def test_a_failure_stands_until_the_run_goes_on() -> None:
     assert (view.failure, view.ended) == (None, False)
 
 
+def test_checkpoints_that_are_deleted_are_no_more_there() -> None:
+    saved = [event_pb2.Checkpoint(uri=f"file:///step-{number}", step=number) for number in range(1, 4)]
+    events: list[Any] = [(1, each.step, 0, event_pb2.CheckpointSaved(checkpoint=each)) for each in saved]
+    events.insert(2, (1, 2, 0, event_pb2.CheckpointDeleted(checkpoint=saved[0])))
+    view = fold(log(*events))
+    assert (view.checkpoint, list(view.checkpoints.values())) == (saved[2], saved[1:])
+    # Whoever deletes the newest leaves the one before.
+    view = fold(log(*events, (1, 3, 0, event_pb2.CheckpointDeleted(checkpoint=saved[2]))))
+    assert (view.checkpoint, list(view.checkpoints)) == (saved[1], [saved[1].uri])
+    gone = [(1, 3, 0, event_pb2.CheckpointDeleted(checkpoint=each)) for each in saved[1:]]
+    assert fold(log(*events, *gone)).checkpoint is None
+
+
+def test_a_summary_stands_until_the_next_attempt() -> None:
+    summary = event_pb2.RunSummary(steps=3)
+    stopped = [
+        (1, 3, 0, event_pb2.RunSummarized(summary=summary)),
+        (1, 3, 0, state(event_pb2.RUN_STATE_PAUSED)),
+    ]
+    assert fold(log(*stopped)).summary == summary
+    assert fold(log(*stopped, (2, 3, 0, event_pb2.AttemptStarted(attempt=2)))).summary is None
+
+
 def tracked(*entries: tuple[int, int, float, Any]) -> Any:
     tracker = ProgressTracker()
     for event in log(*entries):

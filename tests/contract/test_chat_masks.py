@@ -268,3 +268,86 @@ def test_any_content_is_found_where_it_is(tmp_path: Path) -> None:
         assert mask.tolist() == [int(each) for each in expected]
 
     check()
+
+
+# Written out by hand from ApplyChatTemplateRequest.plain_without_template.
+PLAINLY = f"System: Be brief.\n\nUser: How many?\n\nAssistant: Six.{END}\n\nUser: Sure?\n\nAssistant: Yes.{END}\n\n"
+PLAINLY_TRAINED = {
+    message_pb2.TRAIN_ON_UNSPECIFIED: [f" Six.{END}", f" Yes.{END}"],
+    message_pb2.TRAIN_ON_ALL_ASSISTANT_MESSAGES: [f" Six.{END}", f" Yes.{END}"],
+    message_pb2.TRAIN_ON_LAST_ASSISTANT_MESSAGE: [f" Yes.{END}"],
+    message_pb2.TRAIN_ON_ALL_MESSAGES: [" Be brief.", " How many?", f" Six.{END}", " Sure?", f" Yes.{END}"],
+    message_pb2.TRAIN_ON_ALL_USER_AND_SYSTEM_MESSAGES: [" Be brief.", " How many?", " Sure?"],
+    message_pb2.TRAIN_ON_ALL_TOKENS: [PLAINLY],
+    message_pb2.TRAIN_ON_CUSTOMIZED: [],
+}
+
+
+async def test_a_tokenizer_without_a_template_renders_plainly_when_asked(stub: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tokenizer", template=None)
+    for train_on, expected in PLAINLY_TRAINED.items():
+        [rendered] = await apply(stub, folder, CHAT, train_on=train_on, plain_without_template=True)
+        ids = np.frombuffer(rendered.tokens_int32, "<i4").tolist()
+        assert ids == AutoTokenizer.from_pretrained(folder)(PLAINLY, add_special_tokens=False)["input_ids"]
+        assert trained(rendered) == expected, train_on
+
+
+async def test_what_is_sampled_after_is_how_a_plain_answer_begins(local_stub: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tokenizer", template=None)
+    [whole] = await apply(local_stub, folder, CHAT, plain_without_template=True)
+    [prompt] = await apply(local_stub, folder, CHAT[:-1], plain_without_template=True, add_generation_prompt=True)
+    assert whole.tokens_int32.startswith(prompt.tokens_int32)
+    rest = np.frombuffer(whole.tokens_int32, "<i4").tolist()[len(prompt.tokens_int32) // 4 :]
+    assert DECODER.decode(rest, skip_special_tokens=False) == f" Yes.{END}\n\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "files", "text", "told"),
+    [
+        (
+            {"bos_token": "<s>", "eos_token": "</s>"},
+            folders.begin_and_end(),
+            {},
+            "<s>User: a\n\nAssistant: b</s>\n\n",
+            " b</s>",
+        ),
+        ({"eos_token": None}, {}, {}, "User: a\n\nAssistant: b\n\n", " b"),
+        # Named by its id alone.
+        (
+            {"eos_token": None},
+            {},
+            {"generation_config.json": {"eos_token_id": 0}},
+            "User: a\n\nAssistant: b<|endoftext|>\n\n",
+            " b<|endoftext|>",
+        ),
+    ],
+)
+async def test_plain_text_has_the_special_tokens_there_are(
+    local_stub: Any, tmp_path: Path, config: Any, tokenizer: Any, files: Any, text: str, told: str
+) -> None:
+    folder = make_folder(tmp_path / "t", template=None, config=config, tokenizer=tokenizer, files=files)
+    [rendered] = await apply(local_stub, folder, [("user", "a"), ("assistant", "b")], plain_without_template=True)
+    ids = np.frombuffer(rendered.tokens_int32, "<i4").tolist()
+    decoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert decoder.decode(ids, skip_special_tokens=False) == text
+    marked = [token for token, mask in zip(ids, rendered.train_mask_uint8, strict=True) if mask]
+    assert decoder.decode(marked, skip_special_tokens=False) == told
+
+
+async def test_a_template_wins_over_the_plain_text(local_stub: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tokenizer")
+    assert await apply(local_stub, folder, CHAT, plain_without_template=True) == await apply(local_stub, folder, CHAT)
+
+
+async def test_what_ends_a_turn_is_told(local_stub: Any, tmp_path: Path) -> None:
+    async def told(name: str, **how: Any) -> list[str]:
+        folder = make_folder(tmp_path / name, **how)
+        info = await local_stub.GetTokenizerInfo(pb.GetTokenizerInfoRequest(tokenizer=str(folder)))
+        return [DECODER.decode([each], skip_special_tokens=False) for each in info.end_of_turn_token_ids]
+
+    assert await told("chat") == [END]
+    # As Qwen 3's base models: the template ends a turn with another token than the sequence.
+    assert sorted(await told("base", config={"eos_token": "<|endoftext|>"})) == ["<|endoftext|>", END]
+    assert await told("plain", template=None) == [END]
+    assert await told("none", template=None, config={"eos_token": None}) == []
+    assert await told("broken", template="{% if %}") == [END]

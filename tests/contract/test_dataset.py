@@ -18,6 +18,7 @@ import pytest
 
 from crucible.port.dataset.v1 import dataset_pb2
 from crucible_adapters.builtin import word_problems
+from crucible_adapters.dataset.huggingface import HuggingFaceDatasetOptions, HuggingFaceDatasets
 from crucible_adapters.dataset.local import LocalDatasetOptions, LocalDatasets
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import (
@@ -26,6 +27,7 @@ from crucible_kit.errors import (
     NotFoundError,
     OutOfRangeError,
     ResourceExhaustedError,
+    UnimplementedError,
 )
 from tests.contract.conftest import Binding
 from tests.contract.refusals import refused
@@ -34,9 +36,27 @@ Row = dict[str, Any]
 ROWS: list[Row] = [{"prompt": f"p {i}", "completion": "\u00e9\U0001f389\u2028" * (i % 7), "n": i} for i in range(700)]
 
 
+def local_datasets(context: AdapterContext, **options: Any) -> LocalDatasets:
+    return LocalDatasets(LocalDatasetOptions(**options), context)
+
+
+def huggingface_datasets(context: AdapterContext, **options: Any) -> LocalDatasets:
+    """With a hub that is not there: nothing here may ask it."""
+    return HuggingFaceDatasets(HuggingFaceDatasetOptions(endpoint="http://127.0.0.1:9", **options), context)
+
+
+MakeDatasets = Callable[..., LocalDatasets]
+
+
+@pytest.fixture(params=[local_datasets, huggingface_datasets])
+def make(request: pytest.FixtureRequest) -> MakeDatasets:
+    """Every adapter that has files and builtin datasets."""
+    return request.param
+
+
 @pytest.fixture
-async def stub(binding: Binding, context: AdapterContext) -> Any:
-    return await binding.stub(LocalDatasets(LocalDatasetOptions(), context))
+async def stub(binding: Binding, make: MakeDatasets, context: AdapterContext) -> Any:
+    return await binding.stub(make(context))
 
 
 @pytest.fixture
@@ -335,11 +355,11 @@ async def test_what_is_not_there_or_no_dataset_is_refused(stub: Any, tmp_path: P
         await open_dataset(stub, "builtin:word-problems", split="dev")
 
 
-async def test_paths_stay_within_the_allowed_folders(binding: Binding, tmp_path: Path) -> None:
+async def test_paths_stay_within_the_allowed_folders(binding: Binding, make: MakeDatasets, tmp_path: Path) -> None:
     allowed = tmp_path / "allowed"
     allowed.mkdir()
     context = AdapterContext(data_dir=tmp_path, read_roots=(allowed,))
-    stub = await binding.stub(LocalDatasets(LocalDatasetOptions(), context))
+    stub = await binding.stub(make(context))
     outside = write_jsonl(tmp_path / "rows.jsonl", ROWS[:1])
     (allowed / "train.jsonl").symlink_to(outside)
     for uri in (outside, allowed / ".." / "rows.jsonl", allowed / "train.jsonl", allowed):
@@ -371,10 +391,108 @@ async def test_a_closed_handle_is_gone(stub: Any, tmp_path: Path) -> None:
         await stub.GetDatasetInfo(dataset_pb2.GetDatasetInfoRequest(dataset_id=info.dataset_id))
 
 
-async def test_open_datasets_are_limited(binding: Binding, context: AdapterContext) -> None:
-    stub = await binding.stub(LocalDatasets(LocalDatasetOptions(max_open=2), context))
+async def test_open_datasets_are_limited(binding: Binding, make: MakeDatasets, context: AdapterContext) -> None:
+    stub = await binding.stub(make(context, max_open=2))
     opened = [await open_dataset(stub, "builtin:word-problems", split="test") for _ in range(2)]
     with refused(ResourceExhaustedError, "TOO_MANY_DATASETS", says="max_open"):
         await open_dataset(stub, "builtin:word-problems")
     await stub.CloseDataset(dataset_pb2.CloseDatasetRequest(dataset_id=opened[0].dataset_id))
     await open_dataset(stub, "builtin:word-problems", split="test")
+
+
+async def find(stub: Any, uri: object, **source: Any) -> dataset_pb2.DatasetSource:
+    request = dataset_pb2.FindDatasetRequest(source=dataset_pb2.DatasetSource(uri=str(uri), **source))
+    return (await stub.FindDataset(request)).source
+
+
+async def test_finding_fills_the_defaults_in_and_reads_no_row(stub: Any, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("no JSON")
+    write_jsonl(tmp_path / "test.jsonl", ROWS[:1])
+    assert await find(stub, tmp_path) == dataset_pb2.DatasetSource(uri=str(tmp_path), split="train")
+    file = tmp_path / "train.jsonl"
+    assert await find(stub, file) == dataset_pb2.DatasetSource(uri=str(file))
+    builtin = await find(stub, "builtin:word-problems", split="test")
+    assert builtin == dataset_pb2.DatasetSource(uri="builtin:word-problems", split="test")
+    with refused(InvalidArgumentError, "DATASET_MALFORMED"):
+        await open_dataset(stub, file)
+
+
+async def test_what_is_not_there_is_not_found(stub: Any, tmp_path: Path) -> None:
+    with refused(NotFoundError, "DATASET_NOT_FOUND", says="no such file"):
+        await find(stub, tmp_path / "rows.jsonl")
+    with refused(NotFoundError, "DATASET_NOT_FOUND", says="only test, train"):
+        await find(stub, "builtin:word-problems", split="dev")
+    with refused(InvalidArgumentError, "FIELD_INVALID", field="source.revision"):
+        await find(stub, "builtin:word-problems", revision="main")
+    with refused(InvalidArgumentError, "PATH_NOT_ALLOWED", field="source.uri"):
+        await find(stub, "rows.jsonl")
+
+
+async def test_the_local_adapter_says_where_the_hub_is(local_stub: Any) -> None:
+    with refused(NotFoundError, "DATASET_NOT_FOUND", says="pip install 'crucible-kitchen[hf]'"):
+        await open_dataset(local_stub, "HuggingFaceH4/no_robots")
+
+
+def fields(**source_by_name: str) -> Row:
+    return {"fields": dataset_pb2.FieldMapping(source_by_name=source_by_name)}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+async def test_a_field_mapping_renames_and_drops(stub: Any, tmp_path: Path, suffix: str) -> None:
+    path = WRITERS[suffix](tmp_path / f"rows{suffix}", ROWS)
+    expected = [{"question": row["prompt"], "number": row["n"]} for row in ROWS]
+    info = await open_dataset(stub, path, fields(question="prompt", number="n"))
+    assert list(info.columns) == ["number", "question"]
+    assert await read(stub, info) == expected
+    assert await read(stub, info, select(699, 0, 0)) == [expected[i] for i in (699, 0, 0)]
+    # The fingerprint is that of rows which have these fields to begin with, wherever the mapping stands.
+    order = np.random.default_rng(3).permutation(50)
+    same = write_jsonl(tmp_path / "same.jsonl", [expected[i] for i in order])
+    mapped = await open_dataset(stub, path, {"take": 50}, fields(question="prompt", number="n"), {"shuffle_seed": 3})
+    assert mapped.fingerprint == (await open_dataset(stub, same)).fingerprint
+    twice = await open_dataset(stub, path, fields(a="prompt", b="n"), {"take": 50}, fields(question="a", number="b"))
+    assert await read(stub, twice) == expected[:50]
+
+
+async def test_a_field_mapping_names_fields_that_every_row_has(stub: Any, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"a": 1, "b": 1}, {"a": 2}])
+    with refused(
+        InvalidArgumentError, "DATASET_MALFORMED", says=f"{path}, row 2: has no field 'b' for the field mapping, only a"
+    ):
+        await open_dataset(stub, path, fields(x="b"))
+    # Rows that are left out need none.
+    assert await read(stub, await open_dataset(stub, path, fields(x="b"), {"take": 1})) == [{"x": 1}]
+    with refused(InvalidArgumentError, "FIELD_INVALID", field="transforms[1].fields.source_by_name", says="'a'"):
+        await open_dataset(stub, path, fields(x="a"), fields(y="a"))
+    with refused(InvalidArgumentError, "FIELD_INVALID", field="transforms[0].fields.source_by_name"):
+        await open_dataset(stub, path, fields())
+
+
+async def open_streaming(stub: Any, uri: object, *transforms: Row, **source: Any) -> dataset_pb2.DatasetInfo:
+    request = dataset_pb2.OpenDatasetRequest(
+        source=dataset_pb2.DatasetSource(uri=str(uri), **source),
+        transforms=[dataset_pb2.DatasetTransform(**each) for each in transforms],
+        streaming=True,
+    )
+    return (await stub.OpenDataset(request)).dataset
+
+
+async def test_streaming_is_a_capability(local_stub: Any) -> None:
+    with refused(UnimplementedError, "CAPABILITY_MISSING", says="dataset.streaming"):
+        await open_streaming(local_stub, "builtin:word-problems", {"take": 1})
+
+
+async def test_streaming_a_file_gives_the_rows_that_are_kept(
+    binding: Binding, context: AdapterContext, tmp_path: Path
+) -> None:
+    stub = await binding.stub(huggingface_datasets(context))
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    transforms = ({"skip": 5}, fields(n="n"), {"take": 20}, {"shuffle_seed": 1}, {"take": 10})
+    streamed, opened = await open_streaming(stub, path, *transforms), await open_dataset(stub, path, *transforms)
+    assert streamed.fingerprint == opened.fingerprint
+    assert await read(stub, streamed) == [{"n": 5 + int(i)} for i in np.random.default_rng(1).permutation(20)[:10]]
+    with refused(InvalidArgumentError, "FIELD_INVALID", field="streaming", says="take"):
+        await open_streaming(stub, path, {"skip": 5})
+    for early in ({"shuffle_seed": 1}, select(0)):
+        with refused(InvalidArgumentError, "FIELD_INVALID", field="transforms[1]", says="before take"):
+            await open_streaming(stub, path, {"skip": 1}, early, {"take": 5})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import pytest
 
 from crucible.port.hub.v1 import hub_pb2
 from crucible_adapters.builtin import weights as builtin_models
+from crucible_adapters.hub.huggingface import HuggingFaceHub
 from crucible_adapters.hub.local import LocalHub, LocalHubOptions
+from crucible_adapters.huggingface.options import HuggingFaceOptions
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from tests.contract.conftest import Binding
@@ -28,8 +30,32 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "hub"
 
 
+def local_hub(context: AdapterContext) -> LocalHub:
+    return LocalHub(LocalHubOptions(), context)
+
+
+def huggingface_hub(context: AdapterContext) -> HuggingFaceHub:
+    """With a hub that is not there: nothing here may ask it."""
+    return HuggingFaceHub(HuggingFaceOptions(endpoint="http://127.0.0.1:9"), context)
+
+
+MakeHub = Callable[[AdapterContext], LocalHub | HuggingFaceHub]
+
+
+@pytest.fixture(params=[local_hub, huggingface_hub])
+def make_hub(request: pytest.FixtureRequest) -> MakeHub:
+    """Every adapter that has builtin models and folders."""
+    return request.param
+
+
 @pytest.fixture
-async def stub(binding: Binding, root: Path, context: AdapterContext) -> Any:
+async def stub(binding: Binding, make_hub: MakeHub, context: AdapterContext) -> Any:
+    return await binding.stub(make_hub(context))
+
+
+@pytest.fixture
+async def root_stub(binding: Binding, root: Path, context: AdapterContext) -> Any:
+    """The adapter that has owner/name in folders."""
     return await binding.stub(LocalHub(LocalHubOptions(root=root), context))
 
 
@@ -138,12 +164,12 @@ async def test_only_the_repository_s_own_files_download(stub: Any, tmp_path: Pat
             await download(stub, folder, path)
 
 
-async def test_paths_stay_within_the_allowed_folders(binding: Binding, tmp_path: Path) -> None:
+async def test_paths_stay_within_the_allowed_folders(binding: Binding, make_hub: MakeHub, tmp_path: Path) -> None:
     allowed = make_repo(tmp_path / "allowed")
     (tmp_path / "secret").write_text("x")
     (allowed / "link").symlink_to(tmp_path / "secret")
     context = AdapterContext(data_dir=tmp_path, read_roots=(allowed,))
-    stub = await binding.stub(LocalHub(LocalHubOptions(), context))
+    stub = await binding.stub(make_hub(context))
     await info(stub, allowed)
     with refused(InvalidArgumentError, "PATH_NOT_ALLOWED", field="ref.repo"):
         await info(stub, make_repo(tmp_path / "outside"))
@@ -152,7 +178,7 @@ async def test_paths_stay_within_the_allowed_folders(binding: Binding, tmp_path:
 
 
 async def test_builtin_models_are_made_once_and_named_by_their_content(
-    stub: Any, context: AdapterContext, binding: Binding
+    stub: Any, context: AdapterContext, binding: Binding, make_hub: MakeHub
 ) -> None:
     request = hub_pb2.SnapshotRepoRequest(ref=ref("builtin:tiny-qwen3"))
     both = await asyncio.gather(stub.SnapshotRepo(request), stub.SnapshotRepo(request))
@@ -162,23 +188,28 @@ async def test_builtin_models_are_made_once_and_named_by_their_content(
     assert both[0].ref == ref("builtin:tiny-qwen3", builtin_models.content_hash("tiny-qwen3"))
     assert {"config.json", "tokenizer.json", "model.safetensors"} <= {path.name for path in folder.iterdir()}
     written = (folder / "model.safetensors").stat().st_mtime_ns
-    again = await binding.stub(LocalHub(LocalHubOptions(), context))
+    again = await binding.stub(make_hub(context))
     assert await again.SnapshotRepo(request) == both[0]
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
 
 
-async def test_a_damaged_builtin_is_refused(local: Binding, context: AdapterContext) -> None:
-    stub = await local.stub(LocalHub(LocalHubOptions(), context))
+async def test_a_damaged_builtin_is_refused(local: Binding, make_hub: MakeHub, context: AdapterContext) -> None:
+    stub = await local.stub(make_hub(context))
     folder = Path((await stub.SnapshotRepo(hub_pb2.SnapshotRepoRequest(ref=ref("builtin:tiny-qwen3")))).local_path)
     (folder / "config.json").write_text("{}")
-    again = await local.stub(LocalHub(LocalHubOptions(), context))
+    again = await local.stub(make_hub(context))
     with refused(FailedPreconditionError, "BUILTIN_DAMAGED", says=str(folder)):
         await info(again, "builtin:tiny-qwen3")
 
 
-async def test_what_is_not_there_says_where_it_was_looked_for(stub: Any, root: Path, tmp_path: Path) -> None:
+async def test_owner_and_name_are_looked_for_below_the_root(root_stub: Any, root: Path) -> None:
     with refused(NotFoundError, "REPO_NOT_FOUND", says=f"no network and looks only in {root}"):
-        await info(stub, "Qwen/Qwen3-0.6B")
+        await info(root_stub, "Qwen/Qwen3-0.6B")
+    make_repo(root / "Qwen" / "Qwen3-0.6B")
+    assert (await info(root_stub, "Qwen/Qwen3-0.6B")).num_files == 4
+
+
+async def test_what_is_not_there_or_no_name_is_refused(stub: Any, tmp_path: Path) -> None:
     with refused(NotFoundError, "REPO_NOT_FOUND", says="did you mean tiny-qwen3?"):
         await info(stub, "builtin:tiny-qwen")
     with refused(NotFoundError, "REPO_NOT_FOUND", says="no such folder"):
@@ -186,11 +217,10 @@ async def test_what_is_not_there_says_where_it_was_looked_for(stub: Any, root: P
     for repo in ("gpt2", "a/b/c", "../x", "./x", "owner/..", "a b/c"):
         with refused(InvalidArgumentError, "FIELD_INVALID", field="ref.repo"):
             await info(stub, repo)
-    make_repo(root / "Qwen" / "Qwen3-0.6B")
-    assert (await info(stub, "Qwen/Qwen3-0.6B")).num_files == 4
 
 
-async def test_an_upload_makes_a_revision(stub: Any, binding: Binding, root: Path) -> None:
+async def test_an_upload_makes_a_revision(root_stub: Any, binding: Binding, root: Path) -> None:
+    stub = root_stub
     files: dict[str, bytes] = {}
     for path, data in (
         ("config.json", b"{}"),
@@ -213,7 +243,8 @@ async def test_an_upload_makes_a_revision(stub: Any, binding: Binding, root: Pat
     assert (root / "me/model/more").read_bytes() == b"x"
 
 
-async def test_a_damaged_or_broken_upload_leaves_what_was_there(stub: Any, binding: Binding, root: Path) -> None:
+async def test_a_damaged_or_broken_upload_leaves_what_was_there(root_stub: Any, binding: Binding, root: Path) -> None:
+    stub = root_stub
     await upload(stub, "me/model", "a", b"old")
     with refused(DataLossError, "HUB_FILE_CORRUPT", says="nothing was stored"):
         await upload(stub, "me/model", "a", b"new", sha256="0" * 64)
@@ -224,15 +255,8 @@ async def test_a_damaged_or_broken_upload_leaves_what_was_there(stub: Any, bindi
         yield hub_pb2.UploadFileRequest(chunk=b"ne")
         raise LookupError("gone")
 
-    async def only(*requests: hub_pb2.UploadFileRequest) -> AsyncIterator[hub_pb2.UploadFileRequest]:
-        for request in requests:
-            yield request
-
     with pytest.raises(LookupError):
         await stub.UploadFile(failing())
-    for requests in ((), (hub_pb2.UploadFileRequest(chunk=b"x"),)):
-        with refused(InvalidArgumentError, "FIELD_INVALID", field="header"):
-            await stub.UploadFile(only(*requests))
     await binding.stop()
     assert [path.name for path in root.rglob("*") if path.is_file()] == ["a"]
     assert (root / "me/model/a").read_bytes() == b"old"
@@ -243,12 +267,26 @@ async def test_uploads_go_only_into_named_repositories(stub: Any, tmp_path: Path
     for repo in (folder, "builtin:tiny-qwen3"):
         with refused(FailedPreconditionError, "REPO_READ_ONLY", says="owner/name"):
             await upload(stub, repo, "x", b"x")
+    # .git is no part of a repository, on a disk or on a hub.
     for path in ("../x", "/x", "a//b", ".git/config", ""):
         with refused(InvalidArgumentError, "FIELD_INVALID", field="header.path"):
             await upload(stub, "me/model", path, b"x")
     with refused(InvalidArgumentError, "FIELD_INVALID", field="header.ref.repo"):
         await upload(stub, "../model", "x", b"x")
-    await upload(stub, "me/model", "a/b", b"x")
+
+
+async def test_an_upload_is_a_header_and_chunks(stub: Any) -> None:
+    async def only(*requests: hub_pb2.UploadFileRequest) -> AsyncIterator[hub_pb2.UploadFileRequest]:
+        for request in requests:
+            yield request
+
+    for requests in ((), (hub_pb2.UploadFileRequest(chunk=b"x"),)):
+        with refused(InvalidArgumentError, "FIELD_INVALID", field="header"):
+            await stub.UploadFile(only(*requests))
+
+
+async def test_files_and_folders_do_not_take_each_other_s_place(root_stub: Any) -> None:
+    await upload(root_stub, "me/model", "a/b", b"x")
     for path in ("a", "a/b/c"):
         with refused(InvalidArgumentError, "FIELD_INVALID", field="header.path"):
-            await upload(stub, "me/model", path, b"x")
+            await upload(root_stub, "me/model", path, b"x")

@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,9 +36,10 @@ def session(tiny_folder: Path) -> TrainingSession:
     return TrainingSession(load_model(tiny_folder, device="cpu", dtype="float32"))
 
 
-@pytest.fixture
-def session64(tiny_folder: Path) -> TrainingSession:
-    return TrainingSession(load_model(tiny_folder, device="cpu", dtype="float64"))
+@pytest.fixture(params=["object", "unix"])
+def transport(request: pytest.FixtureRequest) -> Any:
+    """For tests that call `serve` themselves, once for each."""
+    return request.param
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from crucible_adapters.torch_engine.models import load_model
 from crucible_adapters.torch_engine.optimizer import AdamWOptions
 from crucible_adapters.torch_engine.sampler import SamplingOptions, sample
 from crucible_adapters.torch_engine.session import TrainingSession
+from crucible_adapters.torch_engine.tensor_files import save_tensors
 from crucible_kit.errors import AlreadyExistsError, DataLossError, FailedPreconditionError
 from tests.engine.tiny import random_data, save_tiny_model, threads
 
@@ -194,10 +195,22 @@ def test_failed_save_leaves_nothing(session: TrainingSession, tmp_path: Path, mo
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("crucible_adapters.torch_engine.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("crucible_adapters.torch_engine.tensor_files.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(session, tmp_path / "root" / "a")
     assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """safetensors has an error of its own for it, which would be called internal."""
+    with pytest.raises(OSError, match=r"a\.safetensors cannot be written: .*No such file"):
+        save_tensors({"a": torch.zeros(2)}, tmp_path / "gone" / "a.safetensors")
+
+
+def test_other_users_may_read_it(session: TrainingSession, tmp_path: Path) -> None:
+    saved = save_checkpoint(session, tmp_path / "a")
+    assert saved.folder.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in saved.folder.iterdir()} == {0o644}
 
 
 def test_sweep_removes_half_written_folders_only(session: TrainingSession, tmp_path: Path) -> None:

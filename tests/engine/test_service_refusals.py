@@ -1,20 +1,24 @@
-"""Requests that TrainingService refuses before acceptance, each with its field's path."""
+"""Requests that are refused before acceptance, each with its field's path, and that nothing else notices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import duration_pb2
 
 from crucible.port.training.v1 import training_pb2 as tp
 from crucible.type.v1 import datum_pb2, tensor_pb2
-from crucible_kit.errors import InvalidArgumentError, KitchenError, from_rpc_error
+from crucible_kit.errors import InvalidArgumentError, KitchenError, NotFoundError, from_rpc_error
 from crucible_kit.tensors import pack_tokens, to_tensor
 from tests.engine.tiny import MAX_POSITIONS, VOCAB, random_data
-from tests.engine.wire import CROSS_ENTROPY, Wire, to_proto
+from tests.engine.wire import CROSS_ENTROPY, Wire, sample_request, serve, to_proto
 
 
 def _first(request: tp.ForwardBackwardRequest) -> datum_pb2.Datum:
@@ -140,3 +144,107 @@ async def test_bad_step_is_refused(wire: Wire, tiny_folder: Path, adam: dict[str
     with pytest.raises(InvalidArgumentError) as caught:
         await wire.training.OptimStep(request)
     assert caught.value.fields[0].field == field
+
+
+LORA_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "rank 0": ({"rank": 0}, "lora.rank"),
+    "rank below 0": ({"rank": -1}, "lora.rank"),
+    "rank beyond the limit": ({"rank": 9}, "lora.rank"),
+    "rank beyond the contract": ({"rank": 5000}, "lora.rank"),
+    "alpha 0": ({"rank": 2, "alpha": 0.0}, "lora.alpha"),
+    "alpha below 0": ({"rank": 2, "alpha": -3.0}, "lora.alpha"),
+    "alpha NaN": ({"rank": 2, "alpha": math.nan}, "lora.alpha"),
+    "alpha infinite": ({"rank": 2, "alpha": math.inf}, "lora.alpha"),
+    "names beside groups": ({"rank": 2, "train_mlp": True, "target_modules": ["q_proj"]}, "lora.train_mlp"),
+    "nothing to adapt": ({"rank": 2, "train_mlp": False, "train_attention": False}, "lora"),
+    "layer that is not there": ({"rank": 2, "target_modules": ["q_proj", "w_proj"]}, "lora.target_modules[1]"),
+    "pattern for a name": ({"rank": 2, "target_modules": [".*_proj"]}, "lora.target_modules[0]"),
+    "name twice": ({"rank": 2, "target_modules": ["q_proj", "q_proj"]}, "lora.target_modules[1]"),
+}
+BASE_REFUSED: dict[str, tuple[str, str]] = {
+    "no model there": ("/nowhere/at/all", "MODEL_NOT_FOUND"),
+    "no path": ("owner/name", "FIELD_INVALID"),
+    "nothing": ("", "FIELD_INVALID"),
+    "zero byte": ("/model\0", "FIELD_INVALID"),
+    "too long a name": ("/" + "m" * 300, "FIELD_INVALID"),
+    "no model folder": ("/", "FIELD_INVALID"),
+}
+SAMPLE_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "empty prompt": ({"prompt": []}, "prompt_tokens_int32"),
+    "id too large": ({"prompt": [1, VOCAB]}, "prompt_tokens_int32[1]"),
+    "id negative": ({"prompt": [-1]}, "prompt_tokens_int32[0]"),
+    "temperature NaN": ({"temperature": math.nan}, "params.temperature"),
+    "no samples": ({"num_samples": 0}, "num_samples"),
+}
+
+
+async def refused(call: Awaitable[Any], label: str) -> KitchenError:
+    """What a call is refused with; the label tells which case of a loop was not."""
+    try:
+        await call
+    except KitchenError as error:
+        return error
+    pytest.fail(f"{label} was not refused")
+
+
+async def send_all_refusals(wire: Wire, folder: Path, session_id: str, sampling_id: str) -> None:
+    """Every refusal there is, against one session whose next number is 2."""
+    for label, (change, field, _) in REFUSED.items():
+        for kind, call in ((tp.ForwardRequest, "Forward"), (tp.ForwardBackwardRequest, "ForwardBackward")):
+            data = [to_proto(d) for d in random_data([4, 4])]
+            request = kind(session_id=session_id, sequence=2, data=data, loss_fn=CROSS_ENTROPY)
+            change(request)  # type: ignore[arg-type]
+            error = await refused(getattr(wire.training, call)(request), f"{call} with {label}")
+            assert (error.fields[0].field, error.reason) == (field, "FIELD_INVALID"), label
+    for label, (fields, field) in LORA_REFUSED.items():
+        error = await refused(wire.open(folder, lora=tp.LoraConfig(**fields)), label)
+        assert (error.fields[0].field, error.reason) == (field, "FIELD_INVALID"), label
+    for lora in (None, tp.LoraConfig(rank=2)):
+        for label, (base_model, reason) in BASE_REFUSED.items():
+            request = tp.CreateTrainingSessionRequest(request_id=str(uuid.uuid4()), base_model=base_model, lora=lora)
+            error = await refused(wire.training.CreateTrainingSession(request), label)
+            assert error.reason == reason, label
+            assert isinstance(error, NotFoundError if reason == "MODEL_NOT_FOUND" else InvalidArgumentError), label
+    for label, (fields, field) in SAMPLE_REFUSED.items():
+        request = sample_request(sampling_id, 1, **{"prompt": [3, 4], **fields})
+        error = await refused(wire.sampling.Sample(request), label)
+        assert (error.fields[0].field, error.reason) == (field, "FIELD_INVALID"), label
+
+
+async def test_nobody_notices_what_was_refused(transport: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    """Between two halves of a batch: gradients, weights and moments of three sessions end with the same bytes."""
+    ends: list[list[dict[str, str]]] = []
+    for refusals in (False, True):
+        async with serve(tmp_path / str(refusals), transport=transport, max_lora_rank=8) as (engine, wire):
+            opened = [
+                await wire.open(tiny_folder, lora=tp.LoraConfig(rank=4), seed=1),
+                await wire.open(tiny_folder, lora=tp.LoraConfig(rank=2, target_modules=["q_proj"]), seed=2),
+                await wire.open(tiny_folder),
+            ]
+            for session_id in opened:
+                await wire.send_pass(session_id, 1, random_data([7], seed=1))
+            if refusals:
+                for session_id in (opened[0], opened[2]):
+                    live = await wire.open_sampling(training_session_id=session_id)
+                    await send_all_refusals(wire, tiny_folder, session_id, live)
+                    assert (await wire.info(session_id)).next_sequence == 2
+                assert set(engine.training._records) == set(opened)
+            saved = []
+            for number, session_id in enumerate(opened):
+                await wire.train(session_id, 2, random_data([5, 9], seed=2))
+                checkpoint = await wire.save(session_id, 4, f"session-{number}")
+                saved.append({file.path: file.sha256 for file in checkpoint.files})
+            ends.append(saved)
+    assert ends[0] == ends[1]
+    assert len({str(each) for each in ends[0]}) == 3
+
+
+@pytest.mark.parametrize("wait", [{"seconds": 10**14}, {"seconds": -(10**14)}, {"nanos": -5}])
+async def test_odd_waits_are_cut(wire: Wire, tiny_folder: Path, wait: dict[str, int]) -> None:
+    session_id = await wire.open(tiny_folder)
+    operation = await wire.send_pass(session_id, 1, random_data([4]))
+    await wire.result(session_id, operation)
+    request = tp.AwaitOperationRequest(
+        session_id=session_id, operation_id=operation.id, wait=duration_pb2.Duration(**wait)
+    )
+    assert (await wire.training.AwaitOperation(request)).WhichOneof("result") == "forward"

@@ -25,7 +25,6 @@ from crucible_kit.errors import (
     KitchenError,
     NotFoundError,
     ResourceExhaustedError,
-    UnimplementedError,
 )
 from crucible_kit.tensors import from_tensor
 from tests.engine.tiny import MAX_POSITIONS, VOCAB, random_data
@@ -142,9 +141,6 @@ async def test_create_is_idempotent_by_request_id(wire: Wire, tiny_folder: Path)
 async def test_what_cannot_be_opened_is_refused(
     wire: Wire, engine: Engine, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UnimplementedError, match=r"training\.lora") as lora:
-        await wire.open(tiny_folder, lora=tp.LoraConfig(rank=8))
-    assert lora.value.reason == "CAPABILITY_MISSING"
     with pytest.raises(NotFoundError) as missing:
         await wire.open(tmp_path / "nowhere")
     assert missing.value.reason == "MODEL_NOT_FOUND"
@@ -152,7 +148,7 @@ async def test_what_cannot_be_opened_is_refused(
         await wire.open(Path("relative/model"))
     with pytest.raises(InvalidArgumentError, match=r"no config\.json"):
         await wire.open(tmp_path)
-    monkeypatch.setattr(engine.training, "_limit", 1)
+    monkeypatch.setattr(engine.training, "_limits", {"full": 1})
     await wire.open(tiny_folder)
     with pytest.raises(ResourceExhaustedError) as full:
         await wire.open(tiny_folder)
@@ -254,10 +250,8 @@ async def test_results_expire_after_enough_later_ones(
     await wire.result(session_id, sent[1])
 
 
-async def test_unfinished_operations_are_limited(
-    wire: Wire, engine: Engine, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(operations, "MAX_PENDING", 1)
+async def test_unfinished_operations_are_limited(wire: Wire, engine: Engine, tiny_folder: Path) -> None:
+    engine.in_flight = operations.InFlightLimits(operations=1)
     session_id = await wire.open(tiny_folder)
     go_on = threading.Event()
     engine.compute.submit(go_on.wait)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from google.protobuf import duration_pb2
@@ -22,8 +22,10 @@ from crucible.type.v1 import datum_pb2, operation_pb2
 from crucible_adapters.torch_engine import service_sampling, service_training
 from crucible_adapters.torch_engine.batching import Datum
 from crucible_adapters.torch_engine.engine import Engine, EngineOptions
-from crucible_kit.channel import RemoteChannel, connect
+from crucible_adapters.torch_engine.spec import TORCH_ENGINE
+from crucible_kit.channel import ObjectChannel, connect
 from crucible_kit.errors import from_failure
+from crucible_kit.ports import PORTS
 from crucible_kit.serving import serve_ports
 from crucible_kit.tensors import pack_tokens, to_tensor
 
@@ -45,7 +47,7 @@ def to_proto(datum: Datum) -> datum_pb2.Datum:
 class Wire:
     """Stubs over one channel."""
 
-    channel: RemoteChannel
+    channel: Any
     training: Any = field(init=False)
     sampling: Any = field(init=False)
 
@@ -72,9 +74,12 @@ class Wire:
         )
         return (await self.training.ForwardBackward(request)).operation
 
-    async def send_step(self, session_id: str, sequence: int, lr: float = 1e-2) -> operation_pb2.Operation:
+    async def send_step(
+        self, session_id: str, sequence: int, lr: float = 1e-2, **adam: float
+    ) -> operation_pb2.Operation:
         """Enqueue an optimizer step."""
-        request = tp.OptimStepRequest(session_id=session_id, sequence=sequence, adam=tp.AdamParams(learning_rate=lr))
+        options = tp.AdamParams(learning_rate=lr, **adam)
+        request = tp.OptimStepRequest(session_id=session_id, sequence=sequence, adam=options)
         return (await self.training.OptimStep(request)).operation
 
     async def train(self, session_id: str, first_sequence: int, data: list[Datum]) -> tp.OptimStepResult:
@@ -142,18 +147,28 @@ def _succeeded(response: Any) -> Any:
 
 
 @asynccontextmanager
-async def serve(work_dir: Path) -> AsyncIterator[tuple[Engine, Wire]]:
-    """An engine in this process behind a unix socket, and a client of it."""
+async def serve(
+    work_dir: Path, *, transport: Literal["unix", "object"] = "unix", **options: Any
+) -> AsyncIterator[tuple[Engine, Wire]]:
+    """An engine in this process with further `options`, behind a unix socket or an object channel, and its client."""
+    engine = Engine(EngineOptions(work_dir=work_dir, device="cpu", threads=1, **options))
+    servicers = {
+        "training": service_training.TrainingService(engine),
+        "sampling": service_sampling.SamplingService(engine),
+    }
+    if transport == "object":
+        channel = ObjectChannel({PORTS[port].service.full_name: servicer for port, servicer in servicers.items()})
+        try:
+            yield engine, Wire(channel)
+        finally:
+            await engine.close()
+        return
     sockets = Path(tempfile.mkdtemp(prefix="ck-"))  # a test's own folder has too long a path for a socket
-    engine = Engine(EngineOptions(work_dir=work_dir, device="cpu", threads=1))
     served = await serve_ports(
-        {
-            "training": service_training.TrainingService(engine),
-            "sampling": service_sampling.SamplingService(engine),
-        },
+        servicers,
         f"unix:{sockets}/engine.sock",
         name="torch-engine",
-        capabilities={"training": service_training.CAPABILITIES, "sampling": service_sampling.CAPABILITIES},
+        capabilities=TORCH_ENGINE.capabilities,
     )
     channel = connect(served.address)
     try:

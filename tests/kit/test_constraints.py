@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from crucible.kitchen.v1 import run_pb2
-from crucible.type.v1 import failure_pb2
+from crucible.port.training.v1 import training_pb2
+from crucible.type.v1 import datum_pb2, failure_pb2
+from crucible_kit import constraints
 from crucible_kit.constraints import check_message, check_no_unknown_fields
 from crucible_kit.errors import InvalidArgumentError
 from tests.kit.scratch_proto import Inner, Outer
@@ -164,3 +166,36 @@ def test_unknown_fields_inside_google_messages_are_left_alone() -> None:
     failure = failure_pb2.Failure(reason="X")
     failure.retry_delay.MergeFromString(b"\xc0\x3e\x01")
     check_no_unknown_fields(failure)
+
+
+def test_a_list_that_is_too_long_is_told_once_and_not_looked_into() -> None:
+    # Two bytes each: 32 MiB hold 16 million of them.
+    flood = training_pb2.ForwardBackwardRequest.FromString(b"\x1a\x00" * 65_537)
+    assert violations(flood) == {
+        "session_id": "required, but absent or empty",
+        "sequence": "is 0, must be at least 1",
+        "data": "has 65537 entries, at most 65536 are allowed",
+        "loss_fn": "required, but absent or empty",
+    }
+
+
+def test_no_more_than_16_violations_are_looked_for() -> None:
+    request = training_pb2.ForwardBackwardRequest(
+        session_id="s", sequence=1, loss_fn=training_pb2.LossFunction(name="l"), data=[datum_pb2.Datum()] * 20
+    )
+    assert list(violations(request)) == [f"data[{index}].model_input" for index in range(16)]
+
+
+def test_a_message_of_too_many_messages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk = datum_pb2.ModelInputChunk(tokens_int32=bytes(4))
+    datum = datum_pb2.Datum(model_input=datum_pb2.ModelInput(chunks=[chunk] * 3))
+    # The loss, and of each datum itself, its input and three chunks: 21 in all.
+    request = training_pb2.ForwardBackwardRequest(
+        session_id="s", sequence=1, loss_fn=training_pb2.LossFunction(name="l"), data=[datum] * 4
+    )
+    monkeypatch.setattr(constraints, "MAX_NESTED_MESSAGES", 21)
+    check_message(request)
+    monkeypatch.setattr(constraints, "MAX_NESTED_MESSAGES", 20)
+    with pytest.raises(InvalidArgumentError, match="more than 20 messages") as caught:
+        check_message(request)
+    assert caught.value.reason == "MESSAGE_TOO_COMPLEX"

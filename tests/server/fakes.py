@@ -29,6 +29,8 @@ from crucible_kit.channel import RemoteChannel, connect
 from crucible_kit.errors import NotFoundError
 from crucible_kitchen.api.access import Tokens
 from crucible_kitchen.api.endpoint import Endpoint
+from crucible_kitchen.options import ServerOptions
+from crucible_kitchen.relay.relay import Relay
 from crucible_kitchen.store import CheckpointRecord, RequestKey, RunRecord, Store
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -87,6 +89,11 @@ def checkpoint_event(saved: CheckpointRecord) -> RunEvent:
     return RunEvent(checkpoint_saved=event_pb2.CheckpointSaved(checkpoint=message))
 
 
+def deleted_event(saved: CheckpointRecord) -> RunEvent:
+    message = event_pb2.Checkpoint(uri=saved.uri, step=saved.step)
+    return RunEvent(checkpoint_deleted=event_pb2.CheckpointDeleted(checkpoint=message))
+
+
 class FakeRuns:
     """Changes states and runs nothing."""
 
@@ -133,6 +140,19 @@ class FakeAdapters:
         if port != "blob":
             raise NotFoundError(f"port {port!r} is unknown", reason="PORT_NOT_FOUND")
         return adapter_admin_pb2.Adapter(port=port, state=adapter_admin_pb2.ADAPTER_STATE_READY)
+
+
+class FakeHost:
+    """Has no adapter."""
+
+    async def stub(self, port: str) -> Any:
+        raise NotFoundError(f"port {port!r} has no adapter", reason="PORT_NOT_FOUND")
+
+    def attached(self, port: str) -> None:
+        return None
+
+    async def known_capabilities(self, port: str) -> frozenset[str]:
+        return frozenset()
 
 
 class FakeCatalog:
@@ -183,12 +203,24 @@ class Api:
 
 @asynccontextmanager
 async def serve(
-    folder: Path, *, clock: Callable[[], datetime] | None = None, token: str = "", **options: Any
+    folder: Path,
+    *,
+    clock: Callable[[], datetime] | None = None,
+    token: str = "",
+    relay: Relay | None = None,
+    **options: Any,
 ) -> AsyncIterator[Api]:
     """Serves a store in `folder` on a unix socket; the options are Endpoint's."""
     store = await Store.open(folder / "kitchen.db", **({} if clock is None else {"clock": clock}))
     sockets = tempfile.mkdtemp(prefix="ck-")  # pytest's folders are too long for a socket's path
-    endpoint = Endpoint(store=store, runs=FakeRuns(store), adapters=FakeAdapters(), catalog=FakeCatalog(), **options)
+    endpoint = Endpoint(
+        store=store,
+        runs=FakeRuns(store),
+        adapters=FakeAdapters(),
+        catalog=FakeCatalog(),
+        relay=relay or Relay(FakeHost(), ServerOptions(data=folder), bytes(32)),
+        **options,
+    )
     address = endpoint.bind(f"unix:{sockets}/s")
     await endpoint.start()
     channel = connect(address, token=token)

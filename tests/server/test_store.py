@@ -13,6 +13,8 @@ from crucible.kitchen.v1.event_pb2 import (
     RUN_STATE_QUEUED,
     RUN_STATE_RUNNING,
     RUN_STATE_UNSPECIFIED,
+    RunEvent,
+    RunSummary,
 )
 from crucible_kit.errors import (
     AlreadyExistsError,
@@ -22,7 +24,16 @@ from crucible_kit.errors import (
     to_failure,
 )
 from crucible_kitchen.store import RequestKey, Store
-from tests.server.fakes import START, Clock, checkpoint, checkpoint_event, log_event, record, state_event
+from tests.server.fakes import (
+    START,
+    Clock,
+    checkpoint,
+    checkpoint_event,
+    deleted_event,
+    log_event,
+    record,
+    state_event,
+)
 
 UUID = "2f1c0d4e-9d0c-4a57-8f5e-2b9f0c8e7a11"
 
@@ -47,6 +58,7 @@ async def test_a_run_reads_back_as_it_was_stored(store: Store) -> None:
             "start_time": START + timedelta(microseconds=1),
             "end_time": START + timedelta(microseconds=123457),
             "model_version_id": "model-1",
+            "summary": RunSummary(steps=4, first_train_loss=0.0),
         },
         checkpoint=saved,
     )
@@ -61,6 +73,7 @@ async def test_a_run_reads_back_as_it_was_stored(store: Store) -> None:
         start_time=START + timedelta(microseconds=1),
         end_time=START + timedelta(microseconds=123457),
         model_version_id="model-1",
+        summary=RunSummary(steps=4, first_train_loss=0.0),
         last_sequence=2,
         latest_checkpoint=dataclasses.replace(saved, sequence=2),
     )
@@ -157,6 +170,40 @@ async def test_the_newest_checkpoint_counts_the_final_one_too(store: Store) -> N
     latest = (await store.get_run("run-1")).latest_checkpoint
     assert latest == dataclasses.replace(saved[2], sequence=7)
     assert [each.sequence for each in await store.checkpoints("run-1")] == [3, 5, 7]
+
+
+async def test_a_deleted_checkpoint_is_no_more_listed(store: Store) -> None:
+    await store.create_run(record(), [state_event(RUN_STATE_CREATED)])
+    saved = [checkpoint(2), checkpoint(4), checkpoint(6)]
+    for each in saved:
+        await store.append("run-1", [checkpoint_event(each)], checkpoint=each)
+    gone = [deleted_event(each) for each in saved[:2]]
+    assert (await store.append("run-1", gone, deleted=[2, 3])).last_sequence == 6
+    assert [each.step for each in await store.checkpoints("run-1")] == [6]
+    run = await store.get_run("run-1")
+    assert run.latest_checkpoint is not None and run.latest_checkpoint.step == 6
+
+
+@pytest.mark.parametrize(
+    ("events", "deleted"),
+    [
+        ([deleted_event(checkpoint(4))], [3]),  # the newest, which a resume needs
+        ([deleted_event(checkpoint(9))], [9]),  # never there
+        ([deleted_event(checkpoint(2))], []),
+        ([], [2]),
+        ([deleted_event(checkpoint(2))] * 2, [2, 2]),
+    ],
+)
+async def test_a_checkpoint_is_deleted_once_with_its_event_and_never_the_newest(
+    store: Store, events: list[RunEvent], deleted: list[int]
+) -> None:
+    await store.create_run(record(), [state_event(RUN_STATE_CREATED)])
+    for each in (checkpoint(2), checkpoint(4)):
+        await store.append("run-1", [checkpoint_event(each)], checkpoint=each)
+    with pytest.raises(ValueError):
+        await store.append("run-1", events, deleted=deleted)
+    assert [each.step for each in await store.checkpoints("run-1")] == [2, 4]
+    assert (await store.get_run("run-1")).last_sequence == 3
 
 
 async def test_a_log_never_goes_back_in_time(store: Store, clock: Clock) -> None:

@@ -20,7 +20,7 @@ from crucible_kit.errors import DataLossError, FailedPreconditionError, KitchenE
 from crucible_kitchen.store import Store
 from crucible_kitchen.store.database import migrate, writer_engine
 from crucible_kitchen.store.tables import metadata
-from tests.server.fakes import START, Clock, log_event, record, state_event
+from tests.server.fakes import START, Clock, checkpoint, checkpoint_event, log_event, record, state_event
 
 CHILD = Path(__file__).with_name("store_child.py")
 
@@ -84,7 +84,7 @@ async def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
     database.close()
     before = path.read_bytes()
-    with pytest.raises(FailedPreconditionError, match=r"9999.*0001") as caught:
+    with pytest.raises(FailedPreconditionError, match=r"9999.*0003") as caught:
         await Store.open(path)
     assert caught.value.reason == "SCHEMA_NEWER"
     assert path.read_bytes() == before
@@ -117,6 +117,26 @@ def test_the_migrations_make_the_tables_of_the_code(tmp_path: Path) -> None:
         }
     engine.dispose()
     assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+async def test_an_older_file_is_brought_up_to_date_with_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "kitchen.db"
+    store = await Store.open(path)
+    await store.create_run(record(), [state_event(RUN_STATE_CREATED)])
+    saved = checkpoint(4)
+    before = await store.append("run-1", [checkpoint_event(saved)], changes={"step": 4}, checkpoint=saved)
+    await store.close()
+    # What later versions added, taken away again.
+    with sqlite3.connect(path) as database:
+        database.execute("ALTER TABLE runs DROP COLUMN summary")
+        database.execute("ALTER TABLE checkpoints DROP COLUMN delete_sequence")
+        database.execute("ALTER TABLE checkpoints DROP COLUMN damage_sequence")
+        database.execute("UPDATE alembic_version SET version_num = '0001'")
+    database.close()
+    store = await Store.open(path)
+    assert await store.get_run("run-1") == before
+    assert await store.checkpoints("run-1") == [before.latest_checkpoint]
+    await store.close()
 
 
 async def test_everything_is_there_after_closing_and_opening(tmp_path: Path) -> None:

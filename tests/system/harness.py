@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,9 @@ def write_rows(path: Path, rows: int = 16, seed: int = 3) -> Path:
 class Server:
     """One `kitchen serve`."""
 
-    def __init__(self, data: Path, *arguments: str) -> None:
+    def __init__(self, data: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self.data = data
+        self.environment = dict(environment or {})
         self._arguments = arguments
         self.start()
 
@@ -51,7 +52,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={**os.environ, "KITCHEN_TOKEN": ""},
+            env={**os.environ, "KITCHEN_TOKEN": "", **self.environment},
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -80,9 +81,9 @@ class Server:
 
 
 @contextmanager
-def serving(data: Path, *arguments: str) -> Iterator[Server]:
+def serving(data: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """A server for the length of a block."""
-    server = Server(data, *arguments)
+    server = Server(data, *arguments, environment=environment)
     try:
         yield server
     finally:

@@ -75,10 +75,12 @@ async def test_numbers_that_are_none_are_refused(runs: Any, value: float):
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_lora_is_refused_while_the_engine_lacks_it(kitchen: KitchenClient):
-    error = await refused(kitchen, lora_rank=8)
-    assert (error.code.name, error.reason) == ("UNIMPLEMENTED", "CAPABILITY_MISSING")
-    assert "lora_rank=0" in error.message
+async def test_a_rank_beyond_the_engine_s_limit_fails_the_run_and_names_the_key(kitchen: KitchenClient, rows: Path):
+    run = await kitchen.create_run("sl_basic", preset="tiny", config=SMALL | {"dataset": str(rows), "lora_rank": 4000})
+    ended = await kitchen.wait(run.run_id)
+    assert ended.state == event_pb2.RUN_STATE_FAILED
+    assert ended.failure.reason == "FIELD_INVALID"
+    assert ended.failure.status.message.startswith("config.lora_rank: ")
 
 
 async def test_deploying_is_refused_while_nothing_serves_the_port(kitchen: KitchenClient):
@@ -273,7 +275,7 @@ async def test_nobody_listens(tmp_path: Path):
 
 
 @pytest.mark.parametrize("key", ["dataset", "model"])
-@pytest.mark.parametrize("path", ["/zero\0byte", "/" + "long" * 200, "{folder}/loop", "/proc", "relative/path"])
+@pytest.mark.parametrize("path", ["/zero\0byte", "/" + "long" * 200, "{folder}/loop", "/proc", "a/relative/path"])
 async def test_paths_that_are_none_are_refused_as_such(kitchen: KitchenClient, tmp_path: Path, key: str, path: str):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     error = await refused(kitchen, **{key: path.format(folder=tmp_path)})

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from crucible_kit.constraints import check_message
+from crucible_kit.conversations import to_conversation
 from crucible_kit.errors import InvalidArgumentError
-from crucible_kitchen.stages.rows import to_conversation
 
 
-def turns(row: dict[str, Any], **mapping: str) -> list[tuple[str, str]]:
-    conversation = to_conversation(json.dumps(row), 7, mapping)
+def turns(row: dict[str, Any]) -> list[tuple[str, str]]:
+    conversation = to_conversation(json.dumps(row), 7)
     check_message(conversation)  # what a tokenizer's server would check
     return [(message.role, message.content) for message in conversation.messages]
 
@@ -33,15 +33,14 @@ def test_every_shape_is_the_same_conversation(row: dict[str, Any]):
     assert turns(row) == [("user", "q"), ("assistant", "a")]
 
 
-def test_an_instruction_s_input_follows_it_and_fields_are_mapped():
+def test_an_instruction_s_input_follows_it():
     assert turns({"instruction": "q", "input": "x", "output": "a"})[0] == ("user", "q\n\nx")
     assert turns({"instruction": "q", "input": "", "output": "a"})[0] == ("user", "q")
-    assert turns({"problem": "q", "solution": "a"}, question="problem", answer="solution")[1] == ("assistant", "a")
 
 
 def test_trainable_marks_are_kept():
     row = {"messages": [{"role": "user", "content": "q", "trainable": False}, {"role": "assistant", "content": "a"}]}
-    messages = to_conversation(json.dumps(row), 0, {}).messages
+    messages = to_conversation(json.dumps(row), 0).messages
     assert (messages[0].HasField("trainable"), messages[0].trainable) == (True, False)
     assert not messages[1].HasField("trainable")
 

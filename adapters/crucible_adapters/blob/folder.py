@@ -22,6 +22,7 @@ from crucible_adapters.paths import check_relative
 from crucible_adapters.staging import StagedFile, make_folders
 from crucible_kit.chunks import atomic_file, canonical_json, fsync_folder, sha256_file
 from crucible_kit.errors import AlreadyExistsError, DataLossError, InvalidArgumentError, NotFoundError, field_error
+from crucible_kit.faults import fault_point
 
 META = ".meta"
 DEFAULT_MEDIA_TYPE = "application/octet-stream"
@@ -108,7 +109,9 @@ class BlobFolder:
             upcoming, record_path = self._next_path(key), self._record_path(key)
             with atomic_file(upcoming) as file:
                 file.write(canonical_json({"key": key, **record._asdict()}))
+            fault_point("blob.rename.before")
             staged.place(path)
+            fault_point("blob.rename.after")
             os.replace(upcoming, record_path)
             fsync_folder(record_path.parent)
         return record

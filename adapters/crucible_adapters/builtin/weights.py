@@ -1,7 +1,7 @@
-"""Builtin models: a shipped configuration and tokenizer, and weights made from a seed where they are needed.
+"""Builtin models: a shipped configuration and tokenizer, and weights that ship too or are made from a seed.
 
-NumPy only. The weights are drawn tensor by tensor from `Generator(PCG64(seed))`, so that the same seed gives the same
-bytes on every machine; tests pin the hash.
+NumPy only. Random weights are drawn tensor by tensor from `Generator(PCG64(seed))`, so that the same seed gives the
+same bytes on every machine; shipped ones are copied as they are. Tests pin the hashes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ _SHIPPED: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
+_WEIGHTS: Final = "model.safetensors"
 
 
 class BuiltinModel(NamedTuple):
-    folder: str
-    """Folder of shipped files, under this package."""
-    seed: int
-    """Seed of the initial weights."""
+    folders: tuple[str, ...]
+    """Folders of shipped files, under this package; the first that has a file gives it."""
+    seed: int | None
+    """Seed of the random weights; None where model.safetensors is shipped."""
 
 
 class ModelFolder(NamedTuple):
@@ -44,7 +45,11 @@ class ModelFolder(NamedTuple):
     """Content hash, hex: SHA-256 over the lines `<sha256 of file>  <name>\\n` of all files, sorted by name."""
 
 
-MODELS: Final[dict[str, BuiltinModel]] = {"tiny-qwen3": BuiltinModel(folder="tiny_qwen3", seed=0)}
+MODELS: Final[dict[str, BuiltinModel]] = {
+    "tiny-qwen3": BuiltinModel(folders=("tiny_qwen3",), seed=0),
+    # what scripts/make_tiny_base.py makes of the first
+    "tiny-qwen3-base": BuiltinModel(folders=("tiny_qwen3_base", "tiny_qwen3"), seed=None),
+}
 
 
 def qwen3_shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -115,9 +120,16 @@ def _files(name: str) -> dict[str, bytes]:
         near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(MODELS))}"
         raise ValueError(f"no builtin model is named {name!r}: {hint}")
-    files = {shipped: (ASSETS / model.folder / shipped).read_bytes() for shipped in _SHIPPED}
+    files = {file: _shipped(model, file) for file in _SHIPPED}
+    if model.seed is None:
+        return files | {_WEIGHTS: _shipped(model, _WEIGHTS)}
     weights = qwen3_initial_weights(json.loads(files["config.json"]), model.seed)
-    return files | {"model.safetensors": save(weights, metadata={"format": "pt"})}
+    return files | {_WEIGHTS: save(weights, metadata={"format": "pt"})}
+
+
+def _shipped(model: BuiltinModel, file: str) -> bytes:
+    paths = [ASSETS / folder / file for folder in model.folders]
+    return next((path for path in paths if path.is_file()), paths[0]).read_bytes()
 
 
 def _content_hash(files: dict[str, bytes]) -> str:

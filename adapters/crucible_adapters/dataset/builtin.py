@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import get_args
 
 import numpy as np
@@ -22,7 +23,8 @@ class BuiltinRows:
         made = word_problems.generate(word_problems.DEFAULT_ROWS[split], split=split)
         self._rows = [json.dumps(row, ensure_ascii=False) for row in made]
         self.digests = stack_digests([row_digest(row) for row in made])
+        self.num_rows = len(made)
 
-    def read(self, indices: np.ndarray) -> list[str]:
-        """These rows."""
+    def read(self, indices: np.ndarray, fields: Collection[str] | None = None) -> list[str]:
+        """These rows, whole."""
         return [self._rows[index] for index in indices]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,8 +49,9 @@ class JsonlRows:
         self._starts = np.frombuffer(starts, dtype=np.int64) if starts else np.zeros(0, np.int64)
         self._sizes = np.frombuffer(sizes, dtype=np.int64) if sizes else np.zeros(0, np.int64)
         self.digests = stack_digests(digests)
+        self.num_rows = len(digests)
 
-    def read(self, indices: np.ndarray) -> list[str]:
+    def read(self, indices: np.ndarray, fields: Collection[str] | None = None) -> list[str]:
         """The lines of these rows, without the white space around them."""
         check_unchanged(self._path, self._stamp)
         rows = []

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from crucible.port.dataset.v1 import dataset_pb2, dataset_pb2_grpc
+from crucible_adapters.dataset.fields import MappedRows, composed_mapping
 from crucible_adapters.dataset.rows import RowSource, fingerprint
 from crucible_adapters.dataset.sources import Sources
-from crucible_adapters.dataset.transforms import checked_indices, row_out_of_range, transformed_order
+from crucible_adapters.dataset.transforms import (
+    StreamedPrefix,
+    checked_indices,
+    row_out_of_range,
+    streamed_prefix,
+    transformed_order,
+)
 from crucible_adapters.threads import Threads
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions
-from crucible_kit.errors import NotFoundError, ResourceExhaustedError, field_error
+from crucible_kit.errors import NotFoundError, ResourceExhaustedError, capability_missing, field_error
 
+STREAMING = "dataset.streaming"
 _THREADS = 4
 _BATCH_ROWS = 256
 _BATCH_BYTES = 1024 * 1024
@@ -28,6 +36,19 @@ class LocalDatasetOptions(AdapterOptions):
     """Limits."""
 
     max_open: int = Field(default=1024, ge=1, description="Most datasets open at a time.")
+
+
+class FoundRows(NamedTuple):
+    """The rows of a source.
+
+    Attributes:
+        source: what was asked for, its defaults filled in.
+        done: how many of the request's transforms they have already gone through.
+    """
+
+    rows: RowSource
+    source: dataset_pb2.DatasetSource
+    done: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,11 @@ class LocalDatasets(dataset_pb2_grpc.DatasetServiceServicer):
         self._open.clear()
         await self._threads.close()
 
+    async def FindDataset(
+        self, request: dataset_pb2.FindDatasetRequest, context: Any
+    ) -> dataset_pb2.FindDatasetResponse:
+        return dataset_pb2.FindDatasetResponse(source=await self._find(request.source))
+
     async def OpenDataset(
         self, request: dataset_pb2.OpenDatasetRequest, context: Any
     ) -> dataset_pb2.OpenDatasetResponse:
@@ -64,22 +90,32 @@ class LocalDatasets(dataset_pb2_grpc.DatasetServiceServicer):
                 reason="TOO_MANY_DATASETS",
                 metadata={"max_open": self._max_open},
             )
-        opened = await self._threads.run(self._find, request)
+        mapping = composed_mapping(request.transforms)
+        prefix = None
+        if request.streaming:
+            if STREAMING not in self.description.capabilities:
+                raise capability_missing("dataset", STREAMING, "open the dataset without streaming")
+            prefix = streamed_prefix(request.transforms)
+        found = await self._rows(request.source, prefix, mapping)
+        opened = await self._threads.run(_opened, found, request.transforms, mapping)
         self._open[opened.info.dataset_id] = opened
         return dataset_pb2.OpenDatasetResponse(dataset=opened.info)
 
-    def _find(self, request: dataset_pb2.OpenDatasetRequest) -> _Open:
-        rows, source = self._sources.open(request.source)
-        order = transformed_order(len(rows.digests), request.transforms)
-        columns = sorted(json.loads(rows.read(order[:1])[0])) if len(order) else []
-        info = dataset_pb2.DatasetInfo(
-            dataset_id=f"dataset-{uuid.uuid4().hex}",
-            source=source,
-            num_rows=len(order),
-            fingerprint=fingerprint(rows.digests, order),
-            columns=columns,
-        )
-        return _Open(rows, order, info)
+    async def _find(self, source: dataset_pb2.DatasetSource) -> dataset_pb2.DatasetSource:
+        """The source with its defaults filled in."""
+        return await self._threads.run(self._sources.find, source)
+
+    async def _rows(
+        self, source: dataset_pb2.DatasetSource, prefix: StreamedPrefix | None, mapping: Mapping[str, str] | None
+    ) -> FoundRows:
+        """The rows of a source.
+
+        Args:
+            prefix: all that is needed of them; None: everything.
+            mapping: name of a field in the source by its name in the handle; None: all fields are needed.
+        """
+        rows, filled = await self._threads.run(self._sources.open, source)
+        return FoundRows(rows, filled)
 
     async def GetDatasetInfo(
         self, request: dataset_pb2.GetDatasetInfoRequest, context: Any
@@ -108,6 +144,23 @@ class LocalDatasets(dataset_pb2_grpc.DatasetServiceServicer):
                 metadata={"dataset_id": dataset_id},
             )
         return opened
+
+
+def _opened(
+    found: FoundRows, transforms: Sequence[dataset_pb2.DatasetTransform], mapping: Mapping[str, str] | None
+) -> _Open:
+    rows, order = found.rows, transformed_order(found.rows.num_rows, transforms, done=found.done)
+    if mapping is not None:
+        rows = MappedRows(found.source.uri, rows, order, mapping)
+        order = np.arange(rows.num_rows, dtype=np.int64)
+    info = dataset_pb2.DatasetInfo(
+        dataset_id=f"dataset-{uuid.uuid4().hex}",
+        source=found.source,
+        num_rows=len(order),
+        fingerprint=fingerprint(rows.digests, order),
+        columns=sorted(json.loads(rows.read(order[:1])[0])) if len(order) else [],
+    )
+    return _Open(rows, order, info)
 
 
 def _wanted(request: dataset_pb2.ReadRowsRequest, order: np.ndarray) -> np.ndarray:

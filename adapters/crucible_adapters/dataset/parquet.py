@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import datetime
-import decimal
 import json
-import math
 import threading
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from crucible_adapters.dataset.arrow import to_json_value
 from crucible_adapters.dataset.rows import Stamp, check_unchanged, malformed, row_digest, stack_digests
 from crucible_kit.errors import InvalidArgumentError
 
@@ -47,9 +44,10 @@ class ParquetRows:
         self._last_group: tuple[int, pa.Table] | None = None
         self._lock = threading.Lock()
         self.digests = stack_digests(digests)
+        self.num_rows = len(digests)
 
-    def read(self, indices: np.ndarray) -> list[str]:
-        """These rows; each row group that holds one of them is read once."""
+    def read(self, indices: np.ndarray, fields: Collection[str] | None = None) -> list[str]:
+        """These rows, whole; each row group that holds one of them is read once."""
         check_unchanged(self._path, self._stamp)
         groups = np.searchsorted(self._ends, indices, side="right")
         rows: list[str] = [""] * len(indices)
@@ -69,30 +67,3 @@ class ParquetRows:
                 with pq.ParquetFile(self._path) as file:
                     self._last_group = (group, file.read_row_group(group))
             return self._last_group[1]
-
-
-def to_json_value(value: Any) -> Any:
-    """A value as JSON has it: times in ISO 8601, durations in seconds, decimals as text, bytes as base64, NaN and
-    infinities as null.
-
-    Raises ValueError for anything else.
-    """
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if math.isfinite(value) else None
-        case dict():
-            return {str(key): to_json_value(each) for key, each in value.items()}
-        case list() | tuple():
-            return [to_json_value(each) for each in value]
-        case datetime.datetime() | datetime.date() | datetime.time():
-            return value.isoformat()
-        case datetime.timedelta():
-            return value.total_seconds()
-        case decimal.Decimal():
-            return str(value)
-        case bytes():
-            return base64.b64encode(value).decode()
-        case _:
-            raise ValueError(f"holds a {type(value).__name__}, which has no form in JSON: leave that column out")

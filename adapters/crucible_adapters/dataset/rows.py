@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
@@ -22,13 +23,26 @@ class RowSource(Protocol):
     """Indexed rows whose content is fixed.
 
     Attributes:
-        digests: of each row, shape [num_rows, 16], uint8: equal exactly when the rows are equal as JSON.
+        num_rows: how many there are.
     """
 
-    digests: np.ndarray
+    num_rows: int
 
-    def read(self, indices: np.ndarray) -> list[str]:
-        """The rows of these numbers, shape [n], as JSON. Raises FAILED_PRECONDITION DATASET_CHANGED."""
+    @property
+    def digests(self) -> np.ndarray:
+        """Of each row, shape [num_rows, 16], uint8: equal exactly when the rows are equal as JSON."""
+        ...
+
+    def read(self, indices: np.ndarray, fields: Collection[str] | None = None) -> list[str]:
+        """The rows of these numbers, shape [n], as JSON.
+
+        Args:
+            fields: those that are needed; a source may leave others out. None: all.
+
+        Raises:
+            FailedPreconditionError: DATASET_CHANGED.
+            InvalidArgumentError: DATASET_MALFORMED when there is no such field, or a value has no form in JSON.
+        """
         ...
 
 
@@ -67,6 +81,15 @@ def malformed(path: Path, line: int, problem: str, *, unit: str = "line") -> Inv
     """The error of a file that does not hold rows. Lines count from 1."""
     return InvalidArgumentError(
         f"{path}, {unit} {line}: {problem}", reason="DATASET_MALFORMED", metadata={"file": path, unit: line}
+    )
+
+
+def field_missing(name: str, number: int, field: str, there: Iterable[str]) -> InvalidArgumentError:
+    """The error of a row, counted from 0, that lacks a field of the field mapping."""
+    return InvalidArgumentError(
+        f"{name}, row {number + 1}: has no field {field!r} for the field mapping, only {', '.join(sorted(there))}",
+        reason="DATASET_MALFORMED",
+        metadata={"dataset": name, "row": number + 1, "field": field},
     )
 
 

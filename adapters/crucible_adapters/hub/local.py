@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from pydantic import Field
 from crucible.port.hub.v1 import hub_pb2, hub_pb2_grpc
 from crucible_adapters.builtin import weights as builtin_models
 from crucible_adapters.hub.contents import ContentReader, Contents
-from crucible_adapters.hub.upload import Upload
+from crucible_adapters.hub.names import is_hub_name
+from crucible_adapters.hub.upload import Upload, check_path, place
 from crucible_adapters.paths import check_relative
 from crucible_adapters.staging import StagingArea
 from crucible_adapters.threads import Threads
@@ -24,7 +24,6 @@ from crucible_kit.errors import FailedPreconditionError, NotFoundError, field_er
 
 _THREADS = 4
 _BUILTIN = "builtin:"
-_REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 class LocalHubOptions(AdapterOptions):
@@ -115,7 +114,9 @@ class LocalHub(hub_pb2_grpc.HubServiceServicer):
             upload = Upload(staged, self._writable)
             async for request in request_iterator:
                 await self._threads.run(upload.take, request)
-            ref = hub_pb2.RepoRef(repo=await self._threads.run(upload.commit))
+            header = await self._threads.run(upload.finish)
+            await self._threads.run(lambda: place(staged, self._writable(header), header.path))
+            ref = hub_pb2.RepoRef(repo=header.ref.repo)
         _, contents = await self._threads.run(self._find, ref)
         return hub_pb2.UploadFileResponse(ref=_resolved(ref, contents))
 
@@ -129,9 +130,7 @@ class LocalHub(hub_pb2_grpc.HubServiceServicer):
                 metadata={"repo": repo},
             )
         folder = self._named(repo, field="header.ref.repo")
-        target = check_relative(header.path, folder, field="header.path")
-        if any(part.startswith(".") for part in header.path.split("/")[:-1]):
-            raise field_error("header.path", f"{header.path!r} lies in a hidden folder: choose another name")
+        target = check_path(header, folder)
         if header.ref.revision:
             if not folder.is_dir():
                 raise _revision_not_found(header.ref, "")
@@ -162,13 +161,13 @@ class LocalHub(hub_pb2_grpc.HubServiceServicer):
             raise _repo_not_found(
                 repo,
                 f"the local hub has no network and looks only in {self._root}: put the model's folder there, give an "
-                "absolute folder or builtin:NAME, or map the port hub to an adapter of a real hub (in a later release, "
-                "with the extra hf)",
+                "absolute folder or builtin:NAME, or map the port hub to builtin:huggingface (pip install "
+                "'crucible-kitchen[hf]')",
             )
         return folder
 
     def _named(self, repo: str, *, field: str) -> Path:
-        if not _REPO_NAME.fullmatch(repo):
+        if not is_hub_name(repo):
             raise field_error(field, f"{repo!r} must be builtin:NAME, an absolute folder, or owner/name")
         return self._root / repo
 

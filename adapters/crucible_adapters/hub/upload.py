@@ -1,4 +1,4 @@
-"""One upload into a local repository."""
+"""One upload: its messages, checked."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crucible.port.hub.v1 import hub_pb2
+from crucible_adapters.paths import check_relative
 from crucible_adapters.staging import StagedFile, make_folders
 from crucible_kit.errors import DataLossError, field_error
 
 
 class Upload:
-    """Checks the messages of an upload and stores the file at the end.
+    """Checks the messages of an upload and keeps the content.
 
     Args:
-        staged: where the content goes until it is whole.
-        target: the place of a header's file; refuses headers that may not be written.
+        staged: where the content goes.
+        check: refuses headers that may not be written.
     """
 
-    def __init__(self, staged: StagedFile, target: Callable[[hub_pb2.UploadFileHeader], Path]) -> None:
+    def __init__(self, staged: StagedFile, check: Callable[[hub_pb2.UploadFileHeader], object]) -> None:
         self._staged = staged
-        self._find_target = target
+        self._check = check
         self._header: hub_pb2.UploadFileHeader | None = None
-        self._target = Path()
 
     def take(self, request: hub_pb2.UploadFileRequest) -> None:
         """Takes the next message."""
@@ -32,13 +32,13 @@ class Upload:
         if (part == "header") != (self._header is None):
             raise field_error("header", "must be the first message of an upload, once")
         if part == "header":
-            self._target = self._find_target(request.header)
+            self._check(request.header)
             self._header = request.header
         else:
             self._staged.write(request.chunk)
 
-    def commit(self) -> str:
-        """Stores the file, durable; returns the repository. Raises DATA_LOSS HUB_FILE_CORRUPT for another hash."""
+    def finish(self) -> hub_pb2.UploadFileHeader:
+        """The header, when the content is whole. Raises DATA_LOSS HUB_FILE_CORRUPT for another hash."""
         header = self._header
         if header is None:
             raise field_error("header", "is missing: an upload is a header and chunks")
@@ -50,11 +50,23 @@ class Upload:
                 reason="HUB_FILE_CORRUPT",
                 metadata={"repo": repo, "expected": header.sha256, "actual": actual},
             )
-        if self._target.is_dir():
-            raise field_error("header.path", f"{header.path!r} is a folder of the repository: choose another name")
-        try:
-            make_folders(self._target.parent)
-        except NotADirectoryError as error:
-            raise field_error("header.path", f"{error} is a file, not a folder: choose another name") from error
-        self._staged.place(self._target)
-        return repo
+        return header
+
+
+def check_path(header: hub_pb2.UploadFileHeader, folder: Path) -> Path:
+    """Where an upload goes below a folder. Raises INVALID_ARGUMENT FIELD_INVALID for a path that no file may have."""
+    target = check_relative(header.path, folder, field="header.path")
+    if any(part.startswith(".") for part in header.path.split("/")[:-1]):
+        raise field_error("header.path", f"{header.path!r} lies in a hidden folder: choose another name")
+    return target
+
+
+def place(staged: StagedFile, target: Path, path: str) -> None:
+    """Puts an upload's content into its place in a local repository, durable. Raises INVALID_ARGUMENT FIELD_INVALID."""
+    if target.is_dir():
+        raise field_error("header.path", f"{path!r} is a folder of the repository: choose another name")
+    try:
+        make_folders(target.parent)
+    except NotADirectoryError as error:
+        raise field_error("header.path", f"{error} is a file, not a folder: choose another name") from error
+    staged.place(target)

@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from crucible_adapters.tokenizer.spans import text_after_turn
-from crucible_adapters.tokenizer.template import ChatTemplate
+from crucible_adapters.tokenizer.template import PLAIN, ChatTemplate, TemplateRefusal
 from crucible_kit.chunks import canonical_json
 from crucible_kit.errors import InvalidArgumentError, field_error
 
@@ -65,7 +65,7 @@ class FolderTokenizer:
                     "special": self.special_tokens,
                     "split_special_tokens": self._split_special,
                     "eos_token_id": self.token_id("eos_token"),
-                    "chat_template": self.template_source,
+                    "chat_template": PLAIN if self.template_source is None else self.template_source,
                 }
             )
         ).hexdigest()
@@ -96,15 +96,27 @@ class FolderTokenizer:
         return None if self.template_source is None else ChatTemplate(self.template_source, self.special_tokens)
 
     @cached_property
+    def plain_template(self) -> ChatTemplate:
+        """The template of a tokenizer without one."""
+        eos = self.token_id("eos_token")
+        # The generation configuration may be the only one to name it, by its id.
+        named = {} if eos is None else {"eos_token": self._plain.id_to_token(eos) or ""}
+        return ChatTemplate(PLAIN, self.special_tokens | named)
+
+    @cached_property
     def end_of_turn(self) -> np.ndarray:
         """Ids that end a turn, shape [k]: eos tokens, and the first special token the template puts after an answer."""
         ids = [*self._generation_eos]
         eos = self.token_id("eos_token")
         if eos is not None:
             ids.append(eos)
-        if self.template is not None:
+        try:
+            template = self.template
+        except TemplateRefusal:  # whoever renders with it is told
+            template = None
+        if template is not None:
             special = {i for i, token in self._plain.get_added_tokens_decoder().items() if token.special}
-            after = self._plain.encode(text_after_turn(self.template), add_special_tokens=False).ids
+            after = self._plain.encode(text_after_turn(template), add_special_tokens=False).ids
             ids.extend([each for each in after if each in special][:1])
         return np.unique(np.asarray(ids, dtype=np.int32))
 

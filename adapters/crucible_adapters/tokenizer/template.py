@@ -14,6 +14,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # A message as templates see it: role, content, and name when it has one.
 ChatMessage = Mapping[str, str]
+# For base models, which have none of their own; spelt out in ApplyChatTemplateRequest.plain_without_template.
+PLAIN = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{{ message['role'][0] | upper }}{{ message['role'][1:] }}: {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
 
 
 class TemplateRefusal(Exception):

@@ -59,6 +59,7 @@ class TokenizersFolder(tokenizer_pb2_grpc.TokenizerServiceServicer):
             pad_token_id=tokenizer.token_id("pad_token"),
             has_chat_template=tokenizer.template_source is not None,
             fingerprint=tokenizer.fingerprint,
+            end_of_turn_token_ids=tokenizer.end_of_turn.tolist(),
         )
 
     async def EncodeBatch(
@@ -104,10 +105,12 @@ class TokenizersFolder(tokenizer_pb2_grpc.TokenizerServiceServicer):
             template = tokenizer.template
         except TemplateRefusal as error:
             raise _refused("tokenizer", str(error)) from error
+        if template is None and request.plain_without_template:
+            template = tokenizer.plain_template
         if template is None:
             raise FailedPreconditionError(
                 f"the tokenizer in {request.tokenizer!r} has no chat template: add a chat_template.jinja to that "
-                "folder, or name another tokenizer",
+                "folder, name another tokenizer, or set plain_without_template",
                 reason="CHAT_TEMPLATE_MISSING",
                 metadata={"tokenizer": request.tokenizer},
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _STOP_GRACE_SECONDS = 1.0
 _ORPHAN_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -51,8 +53,9 @@ async def run(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if arguments.parent_pipe:
+        _die_with_parent()
         threading.Thread(target=_watch_parent, args=(loop, stop), name="parent", daemon=True).start()
-    await engine.on_compute(int)  # the compute thread has configured torch
+    await engine.started()
     served = await serve_ports(
         {
             "training": service_training.TrainingService(engine),
@@ -60,7 +63,7 @@ async def run(arguments: argparse.Namespace) -> None:
         },
         arguments.listen,
         name=TORCH_ENGINE.name,
-        capabilities={"training": service_training.CAPABILITIES, "sampling": service_sampling.CAPABILITIES},
+        capabilities=TORCH_ENGINE.capabilities,
     )
     logger.info("serving on %s, device %s", served.address, engine.device)
     await stop.wait()
@@ -68,6 +71,12 @@ async def run(arguments: argparse.Namespace) -> None:
     # a step that runs may take minutes and saves nothing: half-written checkpoints are swept at the next start
     logging.shutdown()
     os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """Lets the kernel kill this process with its parent, where it can: at once, and when it is stopped, too."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _watch_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

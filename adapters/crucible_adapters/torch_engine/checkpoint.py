@@ -1,9 +1,12 @@
-"""Checkpoints: atomic, hashed folders that transformers can load.
+"""Checkpoints: atomic, hashed folders that transformers or PEFT can load.
 
-    config.json, generation_config.json, tokenizer files   from the model's folder
-    model.safetensors                                      weights, tied ones once
-    optimizer.safetensors                                  moments by parameter name; absent in a weights-only one
-    crucible_manifest.json                                 size and SHA-256 of every other file; written last
+    tokenizer files                             from the model's folder
+    config.json, generation_config.json         of a whole model
+    model.safetensors                           its weights, tied ones once
+    adapter_config.json                         of a LoRA adapter
+    adapter_model.safetensors                   its matrices
+    optimizer.safetensors                       moments by parameter name; absent in a weights-only one
+    crucible_manifest.json                      size and SHA-256 of every other file; written last
 
 The same state gives the same bytes: safetensors files carry one metadata key (two or more are written in an order that
 differs from process to process) and JSON is written sorted.
@@ -15,36 +18,41 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from transformers.core_model_loading import revert_weight_conversion
 
+from crucible_adapters.torch_engine.lora_files import (
+    ADAPTER_CONFIG,
+    copy_tensors,
+    read_adapter_tensors,
+    read_spec,
+    write_adapter,
+)
+from crucible_adapters.torch_engine.lora_spec import LoraSpec
 from crucible_adapters.torch_engine.models import LoadedModel, load_model
 from crucible_adapters.torch_engine.optimizer import AdamWState
 from crucible_adapters.torch_engine.session import TrainingSession
+from crucible_adapters.torch_engine.tensor_files import corrupt, mismatch, read_tensors, save_tensors
 from crucible_kit.adapter import distribution_version
 from crucible_kit.chunks import canonical_json, fsync_folder, sha256_file
-from crucible_kit.errors import AlreadyExistsError, DataLossError, FailedPreconditionError
+from crucible_kit.errors import AlreadyExistsError
+from crucible_kit.faults import fault_point
 
 MANIFEST = "crucible_manifest.json"
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 TEMPORARY_PREFIX = ".partial-"
 _FORMAT = 1
-_SAFETENSORS_METADATA = {"format": "pt"}
 _MOMENTS = ("exp_avg", "exp_avg_sq", "master")
 # what travels from the model's folder as it is; config.json is rewritten with the trained dtype
-_COPIED = (
+_TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
-    "generation_config.json",
     "merges.txt",
     "special_tokens_map.json",
     "tokenizer.json",
@@ -75,6 +83,11 @@ class Checkpoint:
     optim_steps: int
     weights_version: int
     dtype: str
+    """Type of the model's weights."""
+    base_model: str
+    """Folder or name of the model that a LoRA adapter belongs to; empty for a whole model."""
+    lora: LoraSpec | None = None
+    """The adapter in it; None for a whole model."""
 
     @property
     def has_optimizer(self) -> bool:
@@ -92,25 +105,41 @@ def save_checkpoint(session: TrainingSession, folder: Path, *, weights_only: boo
     model = session.model
     partial = new_partial(folder)
     try:
-        _copy_model_files(model, partial)
-        _save_tensors(_weights(model), partial / WEIGHTS)
+        _copy_files(model, partial, _TOKENIZER_FILES)
+        if model.adapter is None:
+            _copy_files(model, partial, ("generation_config.json",))
+            _write_config(model, partial)
+            save_tensors(_weights(model), partial / WEIGHTS)
+        else:
+            write_adapter(model.adapter, partial, base_model_name=session.base_model_name)
+        fault_point("engine.save.mid")
         if not weights_only:
-            _save_tensors(_optimizer_tensors(session.optimizer), partial / OPTIMIZER)
-        files = {
-            path.name: {"sha256": sha256_file(path), "size_bytes": path.stat().st_size} for path in partial.iterdir()
-        }
-        manifest = {
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "engine_version": distribution_version(),
-            "files": files,
-            "format": _FORMAT,
-            "optim_steps": session.optim_steps,
-            "weights_version": session.weights_version,
-        }
-        (partial / MANIFEST).write_bytes(canonical_json(manifest))
+            save_tensors(_optimizer_tensors(session.optimizer), partial / OPTIMIZER)
+        write_manifest(
+            partial,
+            base_model="" if model.adapter is None else str(model.folder),
+            dtype=str(model.dtype).removeprefix("torch."),
+            optim_steps=session.optim_steps,
+            weights_version=session.weights_version,
+        )
         return publish(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_manifest(partial: Path, *, base_model: str, dtype: str, optim_steps: int, weights_version: int) -> None:
+    """Describe the files of a checkpoint that is otherwise complete; see Checkpoint for the fields."""
+    files = {path.name: {"sha256": sha256_file(path), "size_bytes": path.stat().st_size} for path in partial.iterdir()}
+    manifest = {
+        "base_model": base_model,
+        "dtype": dtype,
+        "engine_version": distribution_version(),
+        "files": files,
+        "format": _FORMAT,
+        "optim_steps": optim_steps,
+        "weights_version": weights_version,
+    }
+    (partial / MANIFEST).write_bytes(canonical_json(manifest))
 
 
 def new_partial(folder: Path) -> Path:
@@ -122,13 +151,17 @@ def new_partial(folder: Path) -> Path:
 def publish(partial: Path, folder: Path) -> Checkpoint:
     """Make a complete partial folder durable and give it its name, unless the same content is there already."""
     for path in sorted(partial.iterdir()):
+        # safetensors makes files that nobody else may read
+        path.chmod(0o644)
         with path.open("rb") as file:
             os.fsync(file.fileno())
     partial.chmod(0o755)
     fsync_folder(partial)
     if not folder.exists():
+        fault_point("engine.publish.before")
         partial.rename(folder)
         fsync_folder(folder.parent)
+        fault_point("engine.publish.after")
     elif read_manifest(folder).files != read_manifest(partial).files:
         raise AlreadyExistsError(
             f"checkpoint {folder.name} exists with other content: save under another name",
@@ -140,30 +173,15 @@ def publish(partial: Path, folder: Path) -> Checkpoint:
 
 def read_manifest(folder: Path) -> Checkpoint:
     """A checkpoint's description. Raises DataLossError CHECKPOINT_CORRUPT for a manifest that is not ours."""
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-        if manifest["format"] != _FORMAT:
-            raise ValueError(f"format {manifest['format']}, this engine reads {_FORMAT}")
-        return Checkpoint(
-            folder=folder,
-            files=tuple(
-                CheckpointFile(path=name, size_bytes=int(entry["size_bytes"]), sha256=str(entry["sha256"]))
-                for name, entry in sorted(manifest["files"].items())
-            ),
-            manifest_sha256=sha256_file(path),
-            optim_steps=int(manifest["optim_steps"]),
-            weights_version=int(manifest["weights_version"]),
-            dtype=str(manifest["dtype"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise corrupt(folder, MANIFEST, f"cannot be read ({type(error).__name__}: {error})") from error
+    checkpoint = _read_manifest(folder)
+    is_adapter = any(file.path == ADAPTER_CONFIG for file in checkpoint.files)
+    return replace(checkpoint, lora=read_spec(folder)[0]) if is_adapter else checkpoint
 
 
 def verify(folder: Path) -> Checkpoint:
     """Check every file against the manifest. Raises DataLossError CHECKPOINT_CORRUPT naming file and hashes."""
-    checkpoint = read_manifest(folder)
-    for file in checkpoint.files:
+    # the adapter's configuration only after its hash: a damaged one must be told as such
+    for file in _read_manifest(folder).files:
         path = folder / file.path
         if not path.is_file():
             raise corrupt(folder, file.path, "is missing", expected=file.sha256)
@@ -172,7 +190,31 @@ def verify(folder: Path) -> Checkpoint:
             raise corrupt(
                 folder, file.path, f"has SHA-256 {actual}, expected {file.sha256}", expected=file.sha256, actual=actual
             )
-    return checkpoint
+    return read_manifest(folder)
+
+
+def _read_manifest(folder: Path) -> Checkpoint:
+    """What the manifest alone tells."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        if manifest["format"] != _FORMAT:
+            raise ValueError(f"format {manifest['format']}, this engine reads {_FORMAT}")
+        files = tuple(
+            CheckpointFile(path=name, size_bytes=int(entry["size_bytes"]), sha256=str(entry["sha256"]))
+            for name, entry in sorted(manifest["files"].items())
+        )
+        return Checkpoint(
+            folder=folder,
+            files=files,
+            manifest_sha256=sha256_file(path),
+            optim_steps=int(manifest["optim_steps"]),
+            weights_version=int(manifest["weights_version"]),
+            dtype=str(manifest["dtype"]),
+            base_model=str(manifest.get("base_model", "")),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise corrupt(folder, MANIFEST, f"cannot be read ({type(error).__name__}: {error})") from error
 
 
 def load_checkpoint(session: TrainingSession, folder: Path, *, weights_only: bool = False) -> Checkpoint:
@@ -184,17 +226,23 @@ def load_checkpoint(session: TrainingSession, folder: Path, *, weights_only: boo
     checkpoint = verify(folder)
     model = session.model
     dtype = str(model.dtype).removeprefix("torch.")
+    if (checkpoint.lora is None) != (model.adapter is None):
+        holds, trains = ("a whole model", "a LoRA adapter") if checkpoint.lora is None else ("a LoRA adapter", "all")
+        raise mismatch(folder, f"holds {holds}, the session trains {trains}: open another session for it")
     if not weights_only and not checkpoint.has_optimizer:
-        raise _mismatch(folder, "has no optimizer state: load it with weights_only")
+        raise mismatch(folder, "has no optimizer state: load it with weights_only")
     if not weights_only and checkpoint.dtype != dtype:
-        raise _mismatch(folder, f"holds {checkpoint.dtype}, the session {dtype}: load it with weights_only")
-    loaded = load_model(folder, device="cpu", dtype=dtype)
-    _check_shapes(folder, _shapes(model.named_parameters()), _shapes(loaded.named_parameters()))
+        raise mismatch(folder, f"holds {checkpoint.dtype}, the session {dtype}: load it with weights_only")
+    if model.adapter is None:
+        loaded = load_model(folder, device="cpu", dtype=dtype)
+        _check_shapes(folder, _shapes(model.named_parameters()), _shapes(loaded.named_parameters()))
+        weights, target = loaded.net.state_dict(), model.net.state_dict()
+    else:
+        weights = read_adapter_tensors(folder, model.adapter, model)
+        target = model.adapter.named_parameters()
     optimizer = AdamWState() if weights_only else _load_optimizer(folder / OPTIMIZER, model)
-    with torch.no_grad():
-        state = model.net.state_dict()
-        for name, tensor in loaded.net.state_dict().items():
-            state[name].copy_(tensor)
+    fault_point("engine.load.mid")
+    copy_tensors(weights, target)
     session.replace_state(optimizer, checkpoint.optim_steps)
     return checkpoint
 
@@ -205,14 +253,17 @@ def sweep_partial(root: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _copy_model_files(model: LoadedModel, target: Path) -> None:
+def _copy_files(model: LoadedModel, target: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if (model.folder / name).is_file():
+            shutil.copyfile(model.folder / name, target / name)
+
+
+def _write_config(model: LoadedModel, target: Path) -> None:
     config = json.loads((model.folder / "config.json").read_bytes())
     config.pop("torch_dtype", None)
     config["dtype"] = str(model.dtype).removeprefix("torch.")
     (target / "config.json").write_bytes(json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
-    for name in _COPIED:
-        if (model.folder / name).is_file():
-            shutil.copyfile(model.folder / name, target / name)
 
 
 def _weights(model: LoadedModel) -> dict[str, torch.Tensor]:
@@ -234,26 +285,21 @@ def _optimizer_tensors(state: AdamWState) -> dict[str, torch.Tensor]:
 
 
 def _load_optimizer(path: Path, model: LoadedModel) -> AdamWState:
-    tensors = _read_tensors(path)
-    state = AdamWState(step=int(tensors.pop("step")))
+    tensors = read_tensors(path)
+    step = tensors.pop("step", torch.empty(0))
+    if step.shape != ():
+        raise mismatch(path.parent, "does not say how many steps its optimizer has made: load it with weights_only")
+    state = AdamWState(step=int(step))
     shapes = _shapes(model.named_parameters())
+    dtype = torch.promote_types(model.trained_dtype, torch.float32)
     for key, tensor in tensors.items():
         kind, _, name = key.partition(".")
         if kind not in _MOMENTS or shapes.get(name) != tensor.shape:
-            raise _mismatch(path.parent, f"has {key} of shape {list(tensor.shape)}, which is no weight of this model")
+            raise mismatch(path.parent, f"has {key} of shape {list(tensor.shape)}, which is no weight of this model")
+        if tensor.dtype != dtype:
+            raise mismatch(path.parent, f"has {key} as {tensor.dtype}, the session as {dtype}")
         getattr(state, kind)[name] = tensor.to(model.device)
     return state
-
-
-def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, _SAFETENSORS_METADATA)
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise corrupt(path.parent, path.name, f"is not a safetensors file ({error})") from error
 
 
 def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
@@ -264,17 +310,4 @@ def _check_shapes(folder: Path, ours: Mapping[str, torch.Size], theirs: Mapping[
     if ours == theirs:
         return
     name = min(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    raise _mismatch(folder, f"is of another model: {name} is {theirs.get(name)}, the session has {ours.get(name)}")
-
-
-def _mismatch(folder: Path, problem: str) -> FailedPreconditionError:
-    return FailedPreconditionError(f"checkpoint {folder.name} {problem}", reason="CHECKPOINT_MISMATCH")
-
-
-def corrupt(folder: Path, file: str, problem: str, **hashes: Any) -> DataLossError:
-    """The error of a file that is not what its manifest says."""
-    return DataLossError(
-        f"checkpoint {folder.name}: {file} {problem}: use another checkpoint",
-        reason="CHECKPOINT_CORRUPT",
-        metadata={"file": file, **hashes},
-    )
+    raise mismatch(folder, f"is of another model: {name} is {theirs.get(name)}, the session has {ours.get(name)}")

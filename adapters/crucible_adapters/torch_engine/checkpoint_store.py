@@ -1,44 +1,63 @@
-"""The engine's checkpoints by name and address, in one folder; and receiving one piece by piece."""
+"""The engine's checkpoints by name and address, in one folder."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
+import threading
+import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from crucible.port.training.v1 import training_pb2
 from crucible_adapters.torch_engine.checkpoint import (
     MANIFEST,
     Checkpoint,
-    corrupt,
     new_partial,
-    publish,
     read_manifest,
     sweep_partial,
 )
-from crucible_kit.chunks import check_crc
-from crucible_kit.errors import (
-    AlreadyExistsError,
-    FailedPreconditionError,
-    NotFoundError,
-    field_error,
-)
+from crucible_adapters.torch_engine.checkpoint_expiry import ExpiryIndex
+from crucible_adapters.torch_engine.lora_config import describe_lora
+from crucible_kit.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 
 _SCHEME = "torch-engine:"
+# no checkpoint's name begins with a dot
+_EXPIRY_FILE = ".expiry.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
-class CheckpointStore:
-    """Checkpoints under `root`; a name's slashes are folders. Not safe for threads that write the same name."""
+class File(Protocol):
+    """A checkpoint's file, in a manifest or on the wire."""
 
-    def __init__(self, root: Path) -> None:
+    @property
+    def path(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+
+
+class CheckpointStore:
+    """Checkpoints under `root`; a name's slashes are folders. Threads may use it, but not write the same name."""
+
+    def __init__(self, root: Path, *, clock: Callable[[], int] = time.time_ns) -> None:
+        """`clock` tells Unix nanoseconds."""
+        self.clock = clock
         self._root = root
         self._pins: Counter[Path] = Counter()
+        # pins, the expiry index, and the moment a folder loses its name
+        self._lock = threading.Lock()
         root.mkdir(parents=True, exist_ok=True)
         sweep_partial(root)
+        self._expiry = ExpiryIndex(root / _EXPIRY_FILE, _NAME.fullmatch)
+        for name in self._expiry.names():
+            if not (root / name / MANIFEST).is_file():
+                self._expiry.set(name, None)
+        self.delete_expired()
 
     def folder_for(self, name: str) -> Path:
         """Where a checkpoint of this name is written. A checkpoint cannot lie inside another one."""
@@ -85,9 +104,28 @@ class CheckpointStore:
             )
         return folder / path
 
+    def save(self, name: str, write: Callable[[Path], Checkpoint], ttl_ns: int | None) -> Checkpoint:
+        """Let `write` make the checkpoint's folder, to be deleted `ttl_ns` after that; None: never by itself.
+
+        A checkpoint that is there already with the same content is kept for as long as the longer of both calls asked.
+        """
+        folder = self.folder_for(name)
+        with self._held(folder):
+            if not folder.exists():
+                # before it is there: a crash must not leave one that stays for ever, or one that expires unasked
+                self._set_expiry(name, ttl_ns)
+            try:
+                checkpoint = write(folder)
+            except BaseException:
+                if not folder.exists():
+                    self._set_expiry(name, None)
+                raise
+            self._keep(name, ttl_ns)
+        return checkpoint
+
     def describe(self, checkpoint: Checkpoint) -> training_pb2.CheckpointResult:
         """A checkpoint as the wire shows it."""
-        return training_pb2.CheckpointResult(
+        result = training_pb2.CheckpointResult(
             uri=self.uri(checkpoint.folder),
             files=[
                 training_pb2.CheckpointFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
@@ -97,15 +135,36 @@ class CheckpointStore:
             manifest_path=MANIFEST,
             optim_steps=checkpoint.optim_steps,
             weights_version=checkpoint.weights_version,
+            lora=None if checkpoint.lora is None else describe_lora(checkpoint.lora, checkpoint.lora.target_modules),
+            base_model=checkpoint.base_model,
         )
+        expires = self._expiry.get(str(checkpoint.folder.relative_to(self._root)))
+        if expires is not None:
+            result.expire_time.FromNanoseconds(expires)
+        return result
 
     def pin(self, folder: Path) -> None:
-        """Keep a checkpoint from being deleted until `unpin`."""
-        self._pins[folder] += 1
+        """Keep a checkpoint from being deleted until `unpin`. Raises NotFoundError when it has just been."""
+        with self._lock:
+            self.find(self.uri(folder))
+            self._pins[folder] += 1
 
     def unpin(self, folder: Path) -> None:
         """Undo one `pin`."""
-        self._pins[folder] -= 1
+        with self._lock:
+            self._pins[folder] -= 1
+            if not self._pins[folder]:
+                del self._pins[folder]
+
+    @contextmanager
+    def pinned(self, uri: str) -> Iterator[Path]:
+        """The folder of an address, pinned while the block runs. Raises NotFoundError CHECKPOINT_NOT_FOUND."""
+        folder = self.find(uri)
+        self.pin(folder)
+        try:
+            yield folder
+        finally:
+            self.unpin(folder)
 
     def delete(self, uri: str) -> None:
         """Remove a checkpoint; absent is OK. Raises FailedPreconditionError CHECKPOINT_IN_USE while it is pinned."""
@@ -113,92 +172,81 @@ class CheckpointStore:
             folder = self.find(uri)
         except NotFoundError:
             return
-        if self._pins[folder] > 0:
-            raise FailedPreconditionError(
-                f"uri: {uri} is sampled from by {self._pins[folder]} sessions: close them first",
-                reason="CHECKPOINT_IN_USE",
-                metadata={"uri": uri},
-            )
-        # renamed first, so that a crash leaves no half of a checkpoint under its name
-        trash = new_partial(folder)
-        folder.rename(trash / folder.name)
-        shutil.rmtree(trash)
+        with self._trash() as trash, self._lock:
+            if self._pins[folder] > 0:
+                raise FailedPreconditionError(
+                    f"uri: {uri} is used by {self._pins[folder]} sampling sessions or calls: end them first",
+                    reason="CHECKPOINT_IN_USE",
+                    metadata={"uri": uri},
+                )
+            self._remove(folder, trash)
+
+    def delete_expired(self) -> None:
+        """Remove the checkpoints whose time has come and that are not pinned."""
+        for name in self._expiry.due(self.clock()):
+            folder = self._root / name
+            with self._trash() as trash, self._lock:
+                # it may have been kept longer or deleted since
+                expires = self._expiry.get(name)
+                if not self._pins[folder] and expires is not None and expires <= self.clock():
+                    self._remove(folder, trash)
 
     def existing(self, header: training_pb2.UploadCheckpointHeader) -> Checkpoint | None:
-        """The checkpoint that is already there under the header's name and hash."""
+        """The checkpoint that is already there under the header's name with the header's content; it stays from now on.
+
+        Without a manifest in the header, the content is the files' hashes.
+        """
         folder = self.folder_for(header.name)
-        if not folder.exists():
-            return None
-        checkpoint = read_manifest(folder)
-        return checkpoint if checkpoint.manifest_sha256 == header.files[-1].sha256 else None
+        with self._held(folder):
+            if not folder.exists():
+                return None
+            checkpoint = read_manifest(folder)
+            manifest = next((file.sha256 for file in header.files if file.path == MANIFEST), None)
+            if manifest is None:
+                same = listing(checkpoint.files) == listing(header.files)
+            else:
+                same = manifest == checkpoint.manifest_sha256
+            if not same:
+                return None
+            self._keep(header.name, None)
+            return checkpoint
+
+    @contextmanager
+    def _trash(self) -> Iterator[Path]:
+        """A folder that vanishes with what is moved into it, at the latest at the next start."""
+        trash = new_partial(self._root / "trash")
+        try:
+            yield trash
+        finally:
+            shutil.rmtree(trash, ignore_errors=True)
+
+    def _remove(self, folder: Path, trash: Path) -> None:
+        # renamed first, so that a crash leaves no half of a checkpoint under its name
+        if folder.exists():
+            folder.rename(trash / folder.name)
+        self._expiry.set(str(folder.relative_to(self._root)), None)
+
+    @contextmanager
+    def _held(self, folder: Path) -> Iterator[None]:
+        """A pin of a checkpoint that may not be there yet."""
+        with self._lock:
+            self._pins[folder] += 1
+        try:
+            yield
+        finally:
+            self.unpin(folder)
+
+    def _set_expiry(self, name: str, ttl_ns: int | None) -> None:
+        with self._lock:
+            self._expiry.set(name, None if ttl_ns is None else self.clock() + ttl_ns)
+
+    def _keep(self, name: str, ttl_ns: int | None) -> None:
+        with self._lock:
+            known = self._expiry.get(name)
+            if known is not None:
+                self._expiry.set(name, None if ttl_ns is None else max(known, self.clock() + ttl_ns))
 
 
-class CheckpointUpload:
-    """A checkpoint being received; `close` removes what `commit` has not published."""
-
-    def __init__(self, store: CheckpointStore, header: training_pb2.UploadCheckpointHeader) -> None:
-        paths = [file.path for file in header.files]
-        for index, path in enumerate(paths):
-            if "/" in path or path in paths[:index]:
-                raise field_error(f"header.files[{index}].path", f"{path!r}: paths are plain names, each once")
-        if paths[-1] != MANIFEST:
-            raise field_error(f"header.files[{len(paths) - 1}].path", f"is {paths[-1]!r}: the last file is {MANIFEST}")
-        self._files = list(header.files)
-        self._folder = store.folder_for(header.name)
-        self._partial = new_partial(self._folder)
-        self._index = 0
-        self._size = 0
-        self._hash = hashlib.sha256()
-        self._file = self._open()
-
-    def write(self, chunk: training_pb2.UploadCheckpointChunk) -> None:
-        """Take the next bytes. Refuses wrong checksums, gaps, and bytes past a file's size."""
-        if not self._index <= chunk.file_index < len(self._files):
-            raise field_error("chunk.file_index", f"is {chunk.file_index} while file {self._index} is being sent")
-        while self._index < chunk.file_index:
-            self._next_file()
-        declared = self._files[self._index]
-        check_crc(chunk.data, chunk.crc32, f"{declared.path} at {chunk.offset}")
-        if chunk.offset != self._size:
-            raise field_error("chunk.offset", f"is {chunk.offset}, the next byte of {declared.path} is {self._size}")
-        if self._size + len(chunk.data) > declared.size_bytes:
-            raise field_error("chunk.data", f"goes past the {declared.size_bytes} bytes of {declared.path}")
-        self._file.write(chunk.data)
-        self._hash.update(chunk.data)
-        self._size += len(chunk.data)
-
-    def commit(self) -> Checkpoint:
-        """Check the last files and the manifest, and publish. Raises DataLossError CHECKPOINT_CORRUPT."""
-        while self._index < len(self._files):
-            self._next_file()
-        listed = [(file.path, file.size_bytes, file.sha256) for file in read_manifest(self._partial).files]
-        if listed != sorted((file.path, file.size_bytes, file.sha256) for file in self._files[:-1]):
-            raise corrupt(self._folder, MANIFEST, "lists other files than the upload's header")
-        return publish(self._partial, self._folder)
-
-    def close(self) -> None:
-        """Remove what is left of the upload."""
-        self._file.close()
-        shutil.rmtree(self._partial, ignore_errors=True)
-
-    def _open(self) -> BinaryIO:
-        self._size = 0
-        self._hash = hashlib.sha256()
-        return (self._partial / self._files[self._index].path).open("wb")
-
-    def _next_file(self) -> None:
-        declared = self._files[self._index]
-        self._file.close()
-        actual = self._hash.hexdigest()
-        if (self._size, actual) != (declared.size_bytes, declared.sha256):
-            raise corrupt(
-                self._folder,
-                declared.path,
-                f"came as {self._size} bytes with SHA-256 {actual}, "
-                f"expected {declared.size_bytes} with {declared.sha256}",
-                expected=declared.sha256,
-                actual=actual,
-            )
-        self._index += 1
-        if self._index < len(self._files):
-            self._file = self._open()
+def listing(files: Iterable[File]) -> list[tuple[str, int, str]]:
+    """What makes two folders the same: paths, sizes and hashes, sorted."""
+    return sorted((file.path, file.size_bytes, file.sha256) for file in files)

@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from crucible_adapters.torch_engine.checkpoint_store import CheckpointStore
-from crucible_adapters.torch_engine.models import LoadedModel, load_model, pick_device
-from crucible_adapters.torch_engine.operations import OrderedOperations, UnorderedOperations
+from crucible_adapters.torch_engine.compute import Compute
+from crucible_adapters.torch_engine.lora_files import load_adapter
+from crucible_adapters.torch_engine.lora_spec import LoraSpec
+from crucible_adapters.torch_engine.models import (
+    LoadedModel,
+    adapter_dtype,
+    check_model_folder,
+    load_model,
+    pick_device,
+    pick_dtype,
+)
+from crucible_adapters.torch_engine.operations import InFlightLimits, OrderedOperations, UnorderedOperations
+from crucible_adapters.torch_engine.parking import Parking
 from crucible_adapters.torch_engine.runtime import configure_torch, default_threads
 from crucible_adapters.torch_engine.session import DEFAULT_MICRO_BATCH_TOKENS, TrainingSession
 from crucible_adapters.torch_engine.session_table import SessionRecord, SessionTable
-from crucible_kit.errors import field_error
+from crucible_adapters.torch_engine.shared_models import SharedModels
+from crucible_kit.errors import KitchenError, field_error
 
-MAX_TRAINING_SESSIONS = 8
-MAX_SAMPLING_SESSIONS = 64
-LEASE_SECONDS = 1800.0
+logger = logging.getLogger(__name__)
+
+FULL, LORA, SAMPLING = "full", "lora", "sampling"
+"""The kinds of sessions, limited apart."""
 _LEASE_CHECK_SECONDS = 15.0
 
 Value = TypeVar("Value")
+Release = Callable[[], Awaitable[None]]
+"""Gives back what a session computes with."""
+
+
+async def nothing_to_release() -> None:
+    """Of a session whose model is its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How one engine process runs."""
+    """How one engine process runs. spec.TorchEngineOptions describes what is not described here."""
 
     work_dir: Path
     """Its checkpoints are under it."""
@@ -37,6 +58,15 @@ class EngineOptions:
     threads: int | None = None
     """torch's intra-op threads; None is one per core this process may use."""
     micro_batch_tokens: int = DEFAULT_MICRO_BATCH_TOKENS
+    max_full_sessions: int = 8
+    max_lora_sessions: int = 256
+    max_sampling_sessions: int = 256
+    max_lora_rank: int = 256
+    max_operations_in_flight: int = 64
+    max_tokens_in_flight: int = 4 * 1024 * 1024
+    lease_seconds: float = 1800.0
+    park_after_seconds: float = 300.0
+    """Idle training sessions' tensors go to disk after it; 0 keeps them in memory."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -47,6 +77,22 @@ class TrainingRecord(SessionRecord):
     session: TrainingSession
     base_model: str
     """As the caller named it."""
+    parking: Parking
+    trainable_parameters: int
+    release: Release = nothing_to_release
+
+    def resident(self, work: Callable[..., Value]) -> Callable[..., Value]:
+        """`work`, which computes with the session, after its tensors were brought back from where they are parked."""
+
+        def run(*arguments: Any) -> Value:
+            self.parking.bring_back(self.session)
+            return work(*arguments)
+
+        return run
+
+    async def close(self) -> None:
+        await super().close()
+        await self.release()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -56,7 +102,11 @@ class SamplingRecord(SessionRecord):
     operations: UnorderedOperations
     model: LoadedModel
     followed: TrainingRecord | None = None
-    release: Callable[[], None] = lambda: None
+    release: Release = nothing_to_release
+
+    def resident(self, work: Callable[..., Value]) -> Callable[..., Value]:
+        """`work`, with the followed session's tensors in memory."""
+        return work if self.followed is None else self.followed.resident(work)
 
     def weights_version(self) -> int:
         """Version of the weights, read on the compute thread; 0 for weights that never change."""
@@ -64,7 +114,7 @@ class SamplingRecord(SessionRecord):
 
     async def close(self) -> None:
         await super().close()
-        self.release()
+        await self.release()
 
 
 class Engine:
@@ -74,17 +124,30 @@ class Engine:
         self.options = options
         self.device = pick_device(options.device)
         self.store = CheckpointStore(options.work_dir / "checkpoints")
-        self.training = SessionTable[TrainingRecord](limit=MAX_TRAINING_SESSIONS, lease_seconds=LEASE_SECONDS)
-        self.sampling = SessionTable[SamplingRecord](limit=MAX_SAMPLING_SESSIONS, lease_seconds=LEASE_SECONDS)
-        threads = options.threads or default_threads()
-        self.compute = ThreadPoolExecutor(1, "compute", initializer=configure_torch, initargs=(threads,))
+        self.training = SessionTable[TrainingRecord](
+            limits={FULL: options.max_full_sessions, LORA: options.max_lora_sessions},
+            lease_seconds=options.lease_seconds,
+        )
+        self.sampling = SessionTable[SamplingRecord](
+            limits={SAMPLING: options.max_sampling_sessions}, lease_seconds=options.lease_seconds
+        )
+        self.in_flight = InFlightLimits(
+            operations=options.max_operations_in_flight, tokens=options.max_tokens_in_flight
+        )
+        self.compute = Compute()
+        self._configured = self.compute.submit(partial(configure_torch, options.threads or default_threads()))
         self._io = ThreadPoolExecutor(2, "io")
-        self._shared: dict[Path, tuple[LoadedModel, int]] = {}
+        self.parking = Parking(options.work_dir / "parked")
+        self._shared = SharedModels(self.load)
         self._leases = asyncio.create_task(self._watch_leases())
 
+    async def started(self) -> None:
+        """Wait until the compute thread can be used. Raises what setting torch up has raised."""
+        await asyncio.wrap_future(self._configured)
+
     async def on_compute(self, function: Callable[..., Value], *args: object) -> Value:
-        """Run on the compute thread, after what is queued there."""
-        return await asyncio.get_running_loop().run_in_executor(self.compute, function, *args)
+        """Run on the compute thread, in the turn of what belongs to no session."""
+        return await asyncio.wrap_future(self.compute.submit(lambda: function(*args)))
 
     async def on_io(self, function: Callable[..., Value], *args: object) -> Value:
         """Run off the event loop, beside the compute thread."""
@@ -92,24 +155,64 @@ class Engine:
 
     async def load(self, folder: Path, dtype: str = "") -> LoadedModel:
         """A model of the caller's own."""
-        dtype = dtype if dtype not in ("", "auto") else self.options.dtype
+        dtype = self._dtype(dtype)
+        # before it takes a turn
+        await self.on_io(check_model_folder, folder)
         return await self.on_compute(lambda: load_model(folder, device=str(self.device), dtype=dtype))
 
-    async def load_shared(self, folder: Path) -> LoadedModel:
-        """A model that is only read, loaded once however many sessions sample from it; pair with `release_shared`."""
-        if folder not in self._shared:
-            model = await self.load(folder)
-            # a second session may have loaded it meanwhile
-            self._shared.setdefault(folder, (model, 0))
-        model, users = self._shared[folder]
-        self._shared[folder] = (model, users + 1)
-        return model
+    async def open_base(self, folder: Path, dtype: str = "") -> tuple[LoadedModel, Release]:
+        """A frozen model, loaded once however many sessions compute with it, and what gives it back."""
+        model, give_back = await self._acquire(folder, dtype)
 
-    def release_shared(self, folder: Path) -> None:
-        """One user less; the last one frees the model."""
-        model, users = self._shared.pop(folder)
-        if users > 1:
-            self._shared[folder] = (model, users - 1)
+        async def release() -> None:
+            give_back()
+
+        return model, release
+
+    async def open_lora(self, folder: Path, dtype: str, spec: LoraSpec, seed: int) -> tuple[LoadedModel, Release]:
+        """A frozen model computing with a fresh adapter that is to be trained."""
+
+        def adapted(base: LoadedModel) -> LoadedModel:
+            adapter = base.slots.create(spec, adapter_dtype(base.dtype), seed=seed)
+            return replace(base, adapter=adapter)
+
+        return await self._open_adapted(folder, dtype, adapted)
+
+    async def open_adapter(
+        self, base_folder: Path, adapter_folder: Path, dtype: str = ""
+    ) -> tuple[LoadedModel, Release]:
+        """A frozen model computing with a stored adapter."""
+        return await self._open_adapted(base_folder, dtype, lambda base: load_adapter(base, adapter_folder))
+
+    async def _open_adapted(
+        self, folder: Path, dtype: str, adapted: Callable[[LoadedModel], LoadedModel]
+    ) -> tuple[LoadedModel, Release]:
+        base, give_back = await self._acquire(folder, dtype)
+        try:
+            model = await self.on_compute(adapted, base)
+        except BaseException as error:
+            give_back()
+            # grpc keeps the error that its last failed call ended with, whose frames would keep the model
+            del base, give_back
+            if isinstance(error, KitchenError):
+                error.__traceback__ = error.__context__ = error.__cause__ = None
+            raise
+
+        async def release() -> None:
+            if model.adapter is not None:
+                # slots belong to the compute thread
+                await self.on_compute(model.slots.forget, model.adapter)
+            give_back()
+
+        return model, release
+
+    async def _acquire(self, folder: Path, dtype: str) -> tuple[LoadedModel, Callable[[], None]]:
+        config = await self.on_io(check_model_folder, folder)
+        name = str(pick_dtype(self._dtype(dtype), self.device, config)).removeprefix("torch.")
+        return await self._shared.acquire(folder, name)
+
+    def _dtype(self, asked: str) -> str:
+        return asked if asked not in ("", "auto") else self.options.dtype
 
     async def close(self) -> None:
         """End all sessions and threads; running work is waited for."""
@@ -117,14 +220,36 @@ class Engine:
         await asyncio.gather(self._leases, return_exceptions=True)
         await self.sampling.close_all()
         await self.training.close_all()
-        self.compute.shutdown(cancel_futures=True)
+        await self._shared.close()
+        await self.on_io(self.compute.close)
         self._io.shutdown()
 
     async def _watch_leases(self) -> None:
         while True:
             await asyncio.sleep(_LEASE_CHECK_SECONDS)
-            await self.sampling.close_expired()
-            await self.training.close_expired()
+            try:
+                await self.on_io(self.store.delete_expired)
+                await self.sampling.close_expired()
+                await self.training.close_expired()
+                await self.park_idle()
+            # a full disk or a device that failed must not end all later rounds
+            except Exception:
+                logger.exception("leases and expired checkpoints were not all looked after, the next round is soon")
+
+    async def park_idle(self) -> None:
+        """Write to disk the tensors of training sessions that nobody named for `park_after_seconds`."""
+        if not self.options.park_after_seconds:
+            return
+        for record in self.training.idle(self.options.park_after_seconds):
+            try:
+                await self.on_compute(self._park, record)
+            except OSError as error:
+                logger.warning("session %s stays in memory: %s", record.session_id, error)
+
+    def _park(self, record: TrainingRecord) -> None:
+        # closed meanwhile: its file would stay for ever
+        if not record.operations.closed:
+            self.parking.park(record.session)
 
 
 def model_folder(base_model: str) -> Path:
@@ -132,4 +257,10 @@ def model_folder(base_model: str) -> Path:
     folder = Path(base_model)
     if not folder.is_absolute():
         raise field_error("base_model", f"{base_model!r} is not absolute: give the model folder's full path")
-    return folder.resolve()
+    try:
+        resolved = folder.resolve()
+        resolved.exists()
+    # pathlib raises RuntimeError for a link to itself and ValueError for a zero byte
+    except (OSError, RuntimeError, ValueError) as error:
+        raise field_error("base_model", f"{base_model[:256]!r} can't be looked at: {type(error).__name__}") from error
+    return resolved

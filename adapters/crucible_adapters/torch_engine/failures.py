@@ -12,7 +12,7 @@ from crucible_kit.errors import InternalError, KitchenError, ResourceExhaustedEr
 logger = logging.getLogger(__name__)
 
 
-def as_kitchen_error(error: Exception, where: str) -> KitchenError:
+def as_kitchen_error(error: BaseException, where: str) -> KitchenError:
     """The error itself if it is one of ours; what is not known becomes an INTERNAL that names an entry of the log."""
     if isinstance(error, KitchenError):
         return error

@@ -1,6 +1,7 @@
 """Losses as sums over tokens, computed without ever holding the (tokens x vocabulary) logits.
 
-Shape suffixes: N tokens of a micro-batch (padding removed), C tokens of one chunk, D hidden size, V vocabulary.
+Shape suffixes: N tokens of a micro-batch (padding removed), C tokens of one chunk, D hidden size, V vocabulary, R rank
+of an adapted head.
 
 A loss here is a function of each token's own logprob. It is evaluated chunk by chunk, and its gradient with respect to
 the hidden states and the lm head is computed in the same pass: two matrix products a chunk instead of the three that
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from crucible_adapters.torch_engine.lora import LoraMatrix
 from crucible_kit.errors import field_error
 
 
@@ -26,6 +28,9 @@ class Head:
     bias_V: torch.Tensor | None = None
     grad_weight_VD: torch.Tensor | None = None
     grad_bias_V: torch.Tensor | None = None
+    lora: LoraMatrix | None = None
+    grad_lora_a_RD: torch.Tensor | None = None
+    grad_lora_b_VR: torch.Tensor | None = None
 
 
 TokenLossFn = Callable[[torch.Tensor, Mapping[str, torch.Tensor], Mapping[str, float]], torch.Tensor]
@@ -94,6 +99,8 @@ def cross_entropy(
 def head_logits(hidden_CD: torch.Tensor, head: Head) -> torch.Tensor:
     """logits_CV in at least float32."""
     logits_CV = torch.nn.functional.linear(hidden_CD, head.weight_VD, head.bias_V)
+    if head.lora is not None:
+        logits_CV = head.lora.add_to(logits_CV, hidden_CD)
     return logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
 
 
@@ -159,7 +166,10 @@ def token_loss_gradients(
             hidden_CD, targets_C, slope_C = hidden_CD[rows], targets_C[rows], slope_C[rows]
             logprobs_CV = logprobs_CV[rows]
         grad_logits_CV = _grad_logits(logprobs_CV, targets_C, slope_C).to(hidden_ND.dtype)
-        grad_hidden_ND[start + rows] = grad_logits_CV @ head.weight_VD
+        grad_hidden_CD = grad_logits_CV @ head.weight_VD
+        if head.lora is not None:
+            grad_hidden_CD += grad_head.add_lora(head.lora, grad_logits_CV, hidden_CD)
+        grad_hidden_ND[start + rows] = grad_hidden_CD
         grad_head.add(grad_logits_CV, hidden_CD)
     grad_head.finish()
     return LossGradients(float(total), torch.cat(logprobs), grad_hidden_ND)
@@ -182,7 +192,7 @@ def _grad_logits(logprobs_CV: torch.Tensor, targets_C: torch.Tensor, slope_C: to
 
 
 class _HeadGradient:
-    """Adds the chunks' gradients of the head; half-precision ones are summed in float32 first."""
+    """Adds the chunks' gradients of the head and its adapter; half-precision ones are summed in float32 first."""
 
     def __init__(self, head: Head) -> None:
         self._head = head
@@ -196,6 +206,16 @@ class _HeadGradient:
             self._sum_VD += grad_logits_CV.T @ hidden_CD
         elif self._head.grad_weight_VD is not None:
             self._head.grad_weight_VD.addmm_(grad_logits_CV.T, hidden_CD)
+
+    def add_lora(self, lora: LoraMatrix, grad_logits_CV: torch.Tensor, hidden_CD: torch.Tensor) -> torch.Tensor:
+        """Adds the gradients of the head's adapter; returns its part of grad_hidden_CD."""
+        scaled_CV = grad_logits_CV.to(lora.a_RI.dtype) * lora.scale
+        hidden_CD = hidden_CD.to(lora.a_RI.dtype)
+        grad_low_CR = scaled_CV @ lora.b_OR
+        if self._head.grad_lora_a_RD is not None and self._head.grad_lora_b_VR is not None:
+            self._head.grad_lora_a_RD.addmm_(grad_low_CR.T, hidden_CD)
+            self._head.grad_lora_b_VR.addmm_(scaled_CV.T, hidden_CD @ lora.a_RI.T)
+        return (grad_low_CR @ lora.a_RI).to(grad_logits_CV.dtype)
 
     def finish(self) -> None:
         if self._sum_VD is not None and self._head.grad_weight_VD is not None:

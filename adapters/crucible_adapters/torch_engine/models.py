@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from crucible_adapters.torch_engine.attention import use_row_invariant_decoding
+from crucible_adapters.torch_engine.lora import AdapterSlots, LoraAdapter
 from crucible_adapters.torch_engine.loss import Head
 from crucible_kit.errors import NotFoundError, field_error
 
@@ -27,10 +28,16 @@ DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A causal LM split where the loss and the sampler need it: backbone (hidden states) and head (logits)."""
+    """A causal LM split where the loss and the sampler need it: backbone (hidden states) and head (logits).
+
+    It is a view: `dataclasses.replace(model, adapter=...)` is the same model computing with that adapter. Views of one
+    model share its layers, so one thread at a time may compute with any of them.
+    """
 
     net: Any
     """The transformers module, in eval mode: dropout would make a step depend on a global generator."""
+    slots: AdapterSlots
+    adapter: LoraAdapter | None = None
     folder: Path
     """Where config.json and the tokenizer files are; checkpoints copy them from here."""
     device: torch.device
@@ -38,27 +45,45 @@ class LoadedModel:
     vocab_size: int
     max_positions: int
     """Longest sequence the position encoding is made for, tokens."""
-    parameter_count: int
-    """Distinct parameters; tied ones count once."""
 
     def head(self, *, train: bool = False) -> Head:
         """The lm head (the embedding itself where they are tied); with `train`, with gradients to add into."""
         module = self.net.get_output_embeddings()
+        lora = self.slots.unembedding(self.adapter)
         return Head(
             weight_VD=module.weight.detach(),
             bias_V=None if module.bias is None else module.bias.detach(),
             grad_weight_VD=_gradient(module.weight) if train else None,
             grad_bias_V=_gradient(module.bias) if train else None,
+            lora=lora,
+            grad_lora_a_RD=_gradient(lora.a_RI) if train and lora else None,
+            grad_lora_b_VR=_gradient(lora.b_OR) if train and lora else None,
         )
 
     def hidden_states(self, tokens_BT: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """hidden_BTD: the final hidden states of right-padded or cached token ids."""
+        self.slots.activate(self.adapter)
         output = self.net.base_model(input_ids=tokens_BT, past_key_values=cache, use_cache=cache is not None)
         return output.last_hidden_state
 
     def named_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Trainable parameters by name, in the module's order; tied ones once."""
-        return dict(self.net.named_parameters())
+        """What training changes: the adapter's parameters, or the model's (tied ones once), in the module's order."""
+        return dict(self.net.named_parameters()) if self.adapter is None else self.adapter.named_parameters()
+
+    @property
+    def trained_dtype(self) -> torch.dtype:
+        """Type of those parameters. A half-precision model's adapter is float32: it is small, and its updates are."""
+        return self.dtype if self.adapter is None else adapter_dtype(self.dtype)
+
+    @property
+    def parameter_count(self) -> int:
+        """Distinct trained parameters."""
+        return sum(parameter.numel() for parameter in self.named_parameters().values())
+
+
+def adapter_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type of the adapters of a model of type `dtype`."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def pick_device(name: str) -> torch.device:
@@ -98,9 +123,12 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
     if not any(folder.glob("*.safetensors")):
         raise field_error("base_model", f"{folder} has no *.safetensors weights")
     try:
-        return json.loads(config_file.read_bytes())
+        config = json.loads(config_file.read_bytes())
     except ValueError as error:
         raise field_error("base_model", f"{config_file} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise field_error("base_model", f"{config_file} holds no JSON object: it is not a transformers model folder")
+    return config
 
 
 def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> LoadedModel:
@@ -131,12 +159,12 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Lo
     _check_head(net, torch_device, folder)
     return LoadedModel(
         net=net,
+        slots=AdapterSlots(net),
         folder=folder,
         device=torch_device,
         dtype=torch_dtype,
         vocab_size=net.get_output_embeddings().weight.shape[0],
         max_positions=int(getattr(net.config, "max_position_embeddings", None) or 2**31 - 1),
-        parameter_count=sum(p.numel() for p in net.parameters()),
     )
 
 

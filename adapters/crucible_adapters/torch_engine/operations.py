@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
 
 from crucible.type.v1 import operation_pb2
+from crucible_adapters.torch_engine.compute import ComputeQueue, nothing
 from crucible_adapters.torch_engine.failures import as_kitchen_error
 from crucible_adapters.torch_engine.sampler import SamplingCancelled
 from crucible_kit.errors import (
@@ -36,10 +36,9 @@ from crucible_kit.errors import (
 HOLD_WINDOW = 64
 """Calls ahead of the expected one that are held."""
 HOLD_SECONDS = 10.0
-MAX_PENDING = 64
-"""Operations a session may have unfinished."""
 RESULTS_KEPT = 64
 RESULT_SECONDS = 600.0
+_RETRY_SECONDS = 1.0
 
 Cancelled = Callable[[], bool]
 Result = tuple[str, Message]
@@ -52,24 +51,34 @@ class Work:
 
     run: Callable[[Cancelled], Result]
     """Asked between tokens, the argument says whether the caller has cancelled; work may ignore it."""
-    on_dropped: Callable[[], None] = lambda: None
+    on_dropped: Callable[[], None] = nothing
     """Runs in the operation's place when it was cancelled before it began."""
+    tokens: int = 0
+    """Tokens it runs through the model, padding aside; at most, for one that samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InFlightLimits:
+    """What a session may have queued and running, together."""
+
+    operations: int = 64
+    tokens: int = 4 * 1024 * 1024
 
 
 @dataclass(kw_only=True, eq=False)
 class Operation:
-    """One accepted call. Owned by the event loop; the compute thread only takes it, with `begin`."""
+    """One accepted call. Owned by the event loop; the compute thread sees only its future and `cancel_requested`."""
 
     sequence: int
     digest: bytes
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     message: operation_pb2.Operation = field(default_factory=operation_pb2.Operation)
+    future: Future[Result] | None = None
+    """The work on the compute thread; gone when it has ended, because a failed one holds what it computed with."""
     cancel_requested: bool = False
     result: Result | None = None
     finished_at: float = 0.0
     done: asyncio.Event = field(default_factory=asyncio.Event)
-    _begun: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.message.id = self.id
@@ -77,27 +86,17 @@ class Operation:
         self.message.state = operation_pb2.OPERATION_STATE_QUEUED
         self.message.create_time.GetCurrentTime()
 
-    def begin(self) -> bool:
-        """Called by the compute thread: whether the work is to be done, and if so, from now on it is running."""
-        with self._lock:
-            self._begun = not self.cancel_requested
-            return self._begun
-
-    def request_cancel(self) -> bool:
-        """Whether the work had not begun and now never will."""
-        with self._lock:
-            self.cancel_requested = True
-            return not self._begun
-
     def now(self) -> operation_pb2.Operation:
         """The operation as the wire shows it."""
-        if self._begun and not self.done.is_set():
+        # done on the compute thread and not yet here: still running
+        if self.future is not None and (self.future.running() or self.future.done()):
             self.message.state = operation_pb2.OPERATION_STATE_RUNNING
         return self.message
 
     def finish(self, state: operation_pb2.OperationState, result: Result | None = None) -> None:
         """Set the final state and release whoever waits."""
         self.result = result
+        self.future = None
         self.message.state = state
         self.message.expire_time.FromNanoseconds(time.time_ns() + int(RESULT_SECONDS * 1e9))
         self.finished_at = time.monotonic()
@@ -107,20 +106,20 @@ class Operation:
 class Operations:
     """A session's operations by id. Subclasses say which sequence numbers are new, repeated or too early."""
 
-    def __init__(self, compute: ThreadPoolExecutor, *, source: str) -> None:
+    def __init__(self, queue: ComputeQueue, *, source: str, limits: InFlightLimits) -> None:
         """`source` is the service's full name, for failures."""
-        self._compute = compute
+        self._queue = queue
         self._source = source
+        self._limits = limits
         self._by_id: dict[str, Operation] = {}
         self._by_sequence: dict[int, Operation] = {}
         self._finished: deque[Operation] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
         self.closed = False
 
     @property
     def pending(self) -> int:
-        """Operations that are not finished."""
-        return len(self._tasks)
+        """Operations whose place in the queue has not passed."""
+        return self._queue.unfinished
 
     def get(self, operation_id: str) -> Operation:
         """The operation. Raises NotFoundError OPERATION_NOT_FOUND when it is unknown or its result has expired."""
@@ -147,15 +146,19 @@ class Operations:
         return operation
 
     async def close(self) -> None:
-        """Cancel what has not begun and wait for what runs."""
+        """Drop what has not begun and wait for what runs."""
         self.closed = True
-        for operation in self._by_id.values():
+        # before the cancelling: nothing is left to do in a dropped operation's place
+        self._queue.close()
+        operations = list(self._by_id.values())
+        for operation in operations:
             self._drop(operation)
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        for operation in operations:
+            await operation.done.wait()
 
     def _drop(self, operation: Operation) -> None:
-        if not operation.done.is_set() and operation.request_cancel():
+        operation.cancel_requested = True
+        if operation.future is not None and operation.future.cancel():
             operation.finish(operation_pb2.OPERATION_STATE_CANCELLED)
 
     def _repeated(self, sequence: int, digest: bytes) -> Operation:
@@ -172,30 +175,42 @@ class Operations:
         return operation
 
     def _start(self, sequence: int, digest: bytes, work: Work) -> Operation:
-        if self.pending >= MAX_PENDING:
-            raise ResourceExhaustedError(
-                f"the session has {self.pending} unfinished operations: await some first",
-                reason="TOO_MANY_IN_FLIGHT",
-                metadata={"limit": MAX_PENDING},
-                retry_delay=1.0,
-            )
+        self._check_room(work.tokens)
         operation = Operation(sequence=sequence, digest=digest)
+        future = self._queue.submit(
+            lambda: work.run(lambda: operation.cancel_requested), on_cancelled=work.on_dropped, cost=work.tokens
+        )
+        operation.future = future
         self._by_id[operation.id] = self._by_sequence[sequence] = operation
-        # submitted here, not in the task, so that the compute thread runs operations in the order of acceptance
-        future = asyncio.wrap_future(self._compute.submit(_execute, operation, work))
-        task = asyncio.create_task(self._finish(operation, future))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        loop = asyncio.get_running_loop()
+        future.add_done_callback(lambda each: loop.call_soon_threadsafe(self._finish, operation, each))
         return operation
 
-    async def _finish(self, operation: Operation, future: asyncio.Future[Result | None]) -> None:
-        try:
-            result = await future
-            if result is not None:
-                operation.finish(operation_pb2.OPERATION_STATE_SUCCEEDED, result)
-        except SamplingCancelled:
+    def _check_room(self, tokens: int) -> None:
+        limits, queue = self._limits, self._queue
+        if queue.unfinished >= limits.operations:
+            raise ResourceExhaustedError(
+                f"the session has {queue.unfinished} unfinished operations: await some first",
+                reason="TOO_MANY_IN_FLIGHT",
+                metadata={"limit": limits.operations, "in_flight": queue.unfinished},
+                retry_delay=_RETRY_SECONDS,
+            )
+        if queue.cost + tokens > limits.tokens:
+            raise ResourceExhaustedError(
+                f"the session's unfinished operations have {queue.cost} tokens, and {tokens} more would pass its limit "
+                f"of {limits.tokens}: await some first",
+                reason="TOO_MANY_TOKENS",
+                metadata={"limit": limits.tokens, "in_flight": queue.cost, "tokens": tokens},
+                retry_delay=_RETRY_SECONDS,
+            )
+
+    def _finish(self, operation: Operation, future: Future[Result]) -> None:
+        error = None if future.cancelled() else future.exception()
+        if future.cancelled() or isinstance(error, SamplingCancelled):
             operation.finish(operation_pb2.OPERATION_STATE_CANCELLED)
-        except Exception as error:
+        elif error is None:
+            operation.finish(operation_pb2.OPERATION_STATE_SUCCEEDED, future.result())
+        else:
             failure = as_kitchen_error(error, f"{self._source}, operation {operation.id}")
             operation.message.failure.CopyFrom(to_failure(failure, source=self._source))
             operation.finish(operation_pb2.OPERATION_STATE_FAILED)
@@ -216,8 +231,8 @@ class Operations:
 class OrderedOperations(Operations):
     """Dense numbers from 1; calls that arrive early are held until their turn."""
 
-    def __init__(self, compute: ThreadPoolExecutor, *, source: str) -> None:
-        super().__init__(compute, source=source)
+    def __init__(self, queue: ComputeQueue, *, source: str, limits: InFlightLimits) -> None:
+        super().__init__(queue, source=source, limits=limits)
         self.next_sequence = 1
         self._turns: dict[int, asyncio.Event] = {}
 
@@ -269,8 +284,8 @@ class OrderedOperations(Operations):
 class UnorderedOperations(Operations):
     """Any positive number that was not used is new."""
 
-    def __init__(self, compute: ThreadPoolExecutor, *, source: str) -> None:
-        super().__init__(compute, source=source)
+    def __init__(self, queue: ComputeQueue, *, source: str, limits: InFlightLimits) -> None:
+        super().__init__(queue, source=source, limits=limits)
         # all numbers up to the floor are used, and these above it
         self._floor = 0
         self._used: set[int] = set()
@@ -287,14 +302,6 @@ class UnorderedOperations(Operations):
             self._floor += 1
             self._used.remove(self._floor)
         return operation
-
-
-def _execute(operation: Operation, work: Work) -> Result | None:
-    """On the compute thread: the result, or None when the operation was cancelled before it began."""
-    if not operation.begin():
-        work.on_dropped()
-        return None
-    return work.run(lambda: operation.cancel_requested)
 
 
 def digest_of(request: Message) -> bytes:

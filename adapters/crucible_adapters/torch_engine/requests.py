@@ -20,6 +20,7 @@ from crucible_kit.settings import unknown_key
 from crucible_kit.tensors import from_tensor, unpack_tokens
 
 TARGETS = "target_tokens"
+MAX_TTL_SECONDS = 100 * 365 * 86400
 
 
 def parse_loss(request: training_pb2.LossFunction) -> tuple[TokenLoss, dict[str, float]]:
@@ -101,6 +102,24 @@ def check_length(tokens: NDArray[np.integer], field: str, model: LoadedModel) ->
         raise field_error(field, f"has {len(tokens)} tokens, the model takes at most {model.max_positions}: cut it")
 
 
+def parse_ttl(request: training_pb2.SaveCheckpointRequest) -> int | None:
+    """Nanoseconds that the checkpoint is kept; None: until it is deleted."""
+    if not request.HasField("ttl"):
+        return None
+    ttl_ns = request.ttl.seconds * 10**9 + request.ttl.nanos
+    if not 0 < ttl_ns <= MAX_TTL_SECONDS * 10**9:
+        raise field_error(
+            "ttl", f"is {ttl_ns / 1e9:g} s, give more than 0 and at most 100 years, or leave it out to keep it"
+        )
+    return ttl_ns
+
+
+def check_tokens_in_flight(tokens: int, limit: int, field: str, fix: str) -> None:
+    """Refuse a request that no session could ever have in flight: trying again would not help."""
+    if tokens > limit:
+        raise field_error(field, f"makes {tokens} tokens, more than the {limit} that a session may have: {fix}")
+
+
 def parse_adam(adam: training_pb2.AdamParams) -> AdamWOptions:
     """One step's options, defaults filled in."""
     given = {
@@ -125,6 +144,11 @@ def parse_prompt(data: bytes, field: str, model: LoadedModel, *, room: int = 0) 
             f"has {len(tokens)} tokens, the model takes at most {model.max_positions - room} here: cut the prompt",
         )
     return tokens
+
+
+def sampling_tokens(prompt: NDArray[np.integer], num_samples: int, options: SamplingOptions, model: LoadedModel) -> int:
+    """The most tokens that sampling runs through the model; the prompt counts once."""
+    return len(prompt) + num_samples * min(options.max_tokens, model.max_positions - len(prompt))
 
 
 def parse_sampling(params: sampling_pb2.SamplingParams, model: LoadedModel) -> SamplingOptions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,19 @@ from google.protobuf import duration_pb2
 from crucible.port.sampling.v1 import sampling_pb2 as pb
 from crucible.port.sampling.v1 import sampling_pb2_grpc
 from crucible_adapters.torch_engine.checkpoint import verify
-from crucible_adapters.torch_engine.engine import Engine, SamplingRecord, model_folder
+from crucible_adapters.torch_engine.engine import SAMPLING, Engine, Release, SamplingRecord, model_folder
 from crucible_adapters.torch_engine.models import LoadedModel
 from crucible_adapters.torch_engine.operations import Cancelled, Result, UnorderedOperations, Work
-from crucible_adapters.torch_engine.requests import parse_prompt, parse_sampling
+from crucible_adapters.torch_engine.requests import (
+    check_tokens_in_flight,
+    parse_prompt,
+    parse_sampling,
+    sampling_tokens,
+)
 from crucible_adapters.torch_engine.sampler import Completion, compute_logprobs, sample
 from crucible_kit.errors import capability_missing, field_error
 from crucible_kit.tensors import pack_floats, pack_tokens
 
-CAPABILITIES = ("sampling.follow",)
 MAX_WAIT_SECONDS = 30.0
 _SERVICE = pb.DESCRIPTOR.services_by_name["SamplingService"].full_name
 
@@ -34,7 +38,7 @@ class SamplingService(sampling_pb2_grpc.SamplingServiceServicer):
     async def CreateSamplingSession(
         self, request: pb.CreateSamplingSessionRequest, context: Any
     ) -> pb.CreateSamplingSessionResponse:
-        record = await self._sessions.create(request.request_id, request, lambda: self._open(request))
+        record = await self._sessions.create(request.request_id, request, lambda: self._open(request), kind=SAMPLING)
         return pb.CreateSamplingSessionResponse(
             session_id=record.session_id,
             vocab_size=record.model.vocab_size,
@@ -47,6 +51,10 @@ class SamplingService(sampling_pb2_grpc.SamplingServiceServicer):
         model = record.model
         prompt = parse_prompt(request.prompt_tokens_int32, "prompt_tokens_int32", model, room=1)
         options = parse_sampling(request.params, model)
+        tokens = sampling_tokens(prompt, request.num_samples, options, model)
+        check_tokens_in_flight(
+            tokens, self._engine.in_flight.tokens, "num_samples", "ask for fewer samples or a smaller max_tokens"
+        )
 
         def run(cancelled: Cancelled) -> Result:
             result = sample(
@@ -64,7 +72,8 @@ class SamplingService(sampling_pb2_grpc.SamplingServiceServicer):
                 message.prompt_logprobs_float32 = pack_floats(result.prompt_logprobs)
             return "sample", message
 
-        operation = record.operations.submit(request.sequence, request, Work(run=run))
+        work = Work(run=record.resident(run), tokens=tokens)
+        operation = record.operations.submit(request.sequence, request, work)
         return pb.SampleResponse(operation=operation.now())
 
     async def StreamSample(
@@ -79,17 +88,19 @@ class SamplingService(sampling_pb2_grpc.SamplingServiceServicer):
         tokens = parse_prompt(request.tokens_int32, "tokens_int32", model)
         if len(tokens) < 2:
             raise field_error("tokens_int32", "has 1 token, which has no logprob: send at least two")
+        check_tokens_in_flight(len(tokens), self._engine.in_flight.tokens, "tokens_int32", "cut it")
 
         def run(_: Cancelled) -> Result:
             logprobs = pack_floats(compute_logprobs(model, tokens))
             return "logprobs", pb.LogprobsResult(logprobs_float32=logprobs, weights_version=record.weights_version())
 
-        operation = record.operations.submit(request.sequence, request, Work(run=run))
+        work = Work(run=record.resident(run), tokens=len(tokens))
+        operation = record.operations.submit(request.sequence, request, work)
         return pb.ComputeLogprobsResponse(operation=operation.now())
 
     async def AwaitOperation(self, request: pb.AwaitOperationRequest, context: Any) -> pb.AwaitOperationResponse:
         record = self._sessions.get(request.session_id)
-        seconds = min(request.wait.ToTimedelta().total_seconds(), MAX_WAIT_SECONDS)
+        seconds = min(request.wait.seconds + request.wait.nanos / 1e9, MAX_WAIT_SECONDS)
         operation = await record.operations.wait(request.operation_id, seconds)
         record.renew()
         result: dict[str, Any] = {} if operation.result is None else dict([operation.result])
@@ -113,40 +124,57 @@ class SamplingService(sampling_pb2_grpc.SamplingServiceServicer):
         return record
 
     async def _open(self, request: pb.CreateSamplingSessionRequest) -> SamplingRecord:
-        operations = UnorderedOperations(self._engine.compute, source=_SERVICE)
+        operations = UnorderedOperations(self._engine.compute.queue(), source=_SERVICE, limits=self._engine.in_flight)
+        if request.checkpoint_base_model and request.WhichOneof("model") != "checkpoint_uri":
+            raise field_error("checkpoint_base_model", "is set without checkpoint_uri: leave it out")
         match request.WhichOneof("model"):
             case "training_session_id":
                 training = self._engine.training.get(request.training_session_id, field="training_session_id")
                 return SamplingRecord(operations=operations, model=training.session.model, followed=training)
             case "checkpoint_uri":
                 folder = self._engine.store.find(request.checkpoint_uri, field="checkpoint_uri")
-                model, release = await self._load_checkpoint(folder)
-                return SamplingRecord(operations=operations, model=model, release=release)
+                model, release = await self._open_checkpoint(folder, request.checkpoint_base_model)
             case "base_model":
-                folder = model_folder(request.base_model)
-                model = await self._engine.load_shared(folder)
-                return SamplingRecord(
-                    operations=operations, model=model, release=lambda: self._engine.release_shared(folder)
-                )
+                model, release = await self._engine.open_base(model_folder(request.base_model))
             case _:
                 raise field_error("model", "missing: set base_model, checkpoint_uri or training_session_id")
+        return SamplingRecord(operations=operations, model=model, release=release)
 
-    async def _load_checkpoint(self, folder: Path) -> tuple[LoadedModel, Callable[[], None]]:
-        """A verified checkpoint's model, pinned against deletion until the returned function is called."""
+    async def _open_checkpoint(self, folder: Path, base_model: str) -> tuple[LoadedModel, Release]:
+        """A verified checkpoint's model, pinned against deletion until it is released."""
         engine = self._engine
         engine.store.pin(folder)
         try:
-            await engine.on_io(verify, folder)
-            model = await engine.load_shared(folder)
+            checkpoint = await engine.on_io(verify, folder)
+            if checkpoint.lora is None:
+                if base_model:
+                    raise field_error(
+                        "checkpoint_base_model", f"is set, and {folder.name} is a whole model: leave it out"
+                    )
+                model, give_back = await engine.open_base(folder)
+            else:
+                base_folder = _base_folder(base_model or checkpoint.base_model, folder)
+                model, give_back = await engine.open_adapter(base_folder, folder)
         except BaseException:
             engine.store.unpin(folder)
             raise
 
-        def release() -> None:
-            engine.release_shared(folder)
+        async def release() -> None:
+            await give_back()
             engine.store.unpin(folder)
 
         return model, release
+
+
+def _base_folder(base_model: str, checkpoint: Path) -> Path:
+    """The base model's folder. Raises INVALID_ARGUMENT for a name that is no folder of this machine."""
+    if not Path(base_model).is_absolute():
+        raise field_error(
+            "checkpoint_base_model",
+            f"missing: the checkpoint {checkpoint.name} names its base model {base_model!r}, "
+            "which is no folder here; give the folder's full path",
+        )
+    return model_folder(base_model)
 
 
 def _sequence(completion: Completion) -> pb.SampledSequence:

@@ -13,24 +13,38 @@ from crucible.port.training.v1 import training_pb2 as pb
 from crucible.port.training.v1 import training_pb2_grpc
 from crucible_adapters.torch_engine.batching import Datum
 from crucible_adapters.torch_engine.checkpoint import load_checkpoint, save_checkpoint
-from crucible_adapters.torch_engine.checkpoint_store import CheckpointUpload
-from crucible_adapters.torch_engine.engine import Engine, TrainingRecord, model_folder
+from crucible_adapters.torch_engine.checkpoint_upload import CheckpointUpload
+from crucible_adapters.torch_engine.engine import (
+    FULL,
+    LORA,
+    Engine,
+    TrainingRecord,
+    model_folder,
+    nothing_to_release,
+)
+from crucible_adapters.torch_engine.lora_config import describe_lora, parse_lora
 from crucible_adapters.torch_engine.loss import TokenLoss
 from crucible_adapters.torch_engine.operations import Cancelled, OrderedOperations, Result, Work
 from crucible_adapters.torch_engine.optimizer import AdamWOptions
-from crucible_adapters.torch_engine.requests import parse_adam, parse_data, parse_loss
+from crucible_adapters.torch_engine.requests import (
+    check_tokens_in_flight,
+    parse_adam,
+    parse_data,
+    parse_loss,
+    parse_ttl,
+)
 from crucible_adapters.torch_engine.session import TrainingSession
 from crucible_kit.chunks import crc32, read_chunks
-from crucible_kit.errors import capability_missing, field_error
+from crucible_kit.errors import field_error
+from crucible_kit.faults import fault_point
 from crucible_kit.tensors import to_tensor
 
-CAPABILITIES = ("training.checkpoint_files", "training.full", "training.local_model")
 MAX_WAIT_SECONDS = 30.0
 _SERVICE = pb.DESCRIPTOR.services_by_name["TrainingService"].full_name
 
 
 class TrainingService(training_pb2_grpc.TrainingServiceServicer):
-    """Sessions that train every weight of a local transformers model."""
+    """Sessions that train a local transformers model, all of it or a LoRA adapter."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -39,17 +53,35 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
     async def CreateTrainingSession(
         self, request: pb.CreateTrainingSessionRequest, context: Any
     ) -> pb.CreateTrainingSessionResponse:
-        if request.HasField("lora"):
-            raise capability_missing("training", "training.lora", "leave `lora` out to train all weights")
         folder = model_folder(request.base_model)
+        engine = self._engine
+        spec = parse_lora(request.lora, max_rank=engine.options.max_lora_rank) if request.HasField("lora") else None
 
         async def make() -> TrainingRecord:
-            model = await self._engine.load(folder, request.dtype)
-            session = TrainingSession(model, micro_batch_tokens=self._engine.options.micro_batch_tokens)
-            operations = OrderedOperations(self._engine.compute, source=_SERVICE)
-            return TrainingRecord(operations=operations, session=session, base_model=request.base_model)
+            if spec is None:
+                model, release = await engine.load(folder, request.dtype), nothing_to_release
+            else:
+                model, release = await engine.open_lora(folder, request.dtype, spec, request.seed)
+            session = TrainingSession(
+                model,
+                micro_batch_tokens=engine.options.micro_batch_tokens,
+                base_model_name=request.base_model_name,
+            )
 
-        record = await self._sessions.create(request.request_id, request, make)
+            async def release_all() -> None:
+                await engine.on_compute(engine.parking.forget, session)
+                await release()
+
+            return TrainingRecord(
+                operations=OrderedOperations(engine.compute.queue(), source=_SERVICE, limits=engine.in_flight),
+                session=session,
+                base_model=request.base_model,
+                parking=engine.parking,
+                trainable_parameters=model.parameter_count,
+                release=release_all,
+            )
+
+        record = await self._sessions.create(request.request_id, request, make, kind=FULL if spec is None else LORA)
         return pb.CreateTrainingSessionResponse(session=self._describe(record))
 
     async def GetTrainingSession(
@@ -59,22 +91,24 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
 
     async def Forward(self, request: pb.ForwardRequest, context: Any) -> pb.ForwardResponse:
         record = self._sessions.get(request.session_id)
-        loss, parameters, data = await self._engine.on_io(_parse_pass, request, record)
-        run = partial(_run_pass, record.session.forward, data, loss, parameters)
-        operation = await record.operations.submit(request.sequence, request, Work(run=run))
+        loss, parameters, data = await self._parse_pass(request, record)
+        run = record.resident(partial(_run_pass, record.session.forward, data, loss, parameters))
+        work = Work(run=run, tokens=_count_tokens(data))
+        operation = await record.operations.submit(request.sequence, request, work)
         return pb.ForwardResponse(operation=operation.now())
 
     async def ForwardBackward(self, request: pb.ForwardBackwardRequest, context: Any) -> pb.ForwardBackwardResponse:
         record = self._sessions.get(request.session_id)
-        loss, parameters, data = await self._engine.on_io(_parse_pass, request, record)
-        run = partial(_run_pass, record.session.forward_backward, data, loss, parameters)
-        dropped = partial(record.session.invalidate_gradients, "it was cancelled")
-        operation = await record.operations.submit(request.sequence, request, Work(run=run, on_dropped=dropped))
+        loss, parameters, data = await self._parse_pass(request, record)
+        run = record.resident(partial(_run_pass, record.session.forward_backward, data, loss, parameters))
+        dropped = record.resident(partial(record.session.invalidate_gradients, "it was cancelled"))
+        work = Work(run=run, on_dropped=dropped, tokens=_count_tokens(data))
+        operation = await record.operations.submit(request.sequence, request, work)
         return pb.ForwardBackwardResponse(operation=operation.now())
 
     async def OptimStep(self, request: pb.OptimStepRequest, context: Any) -> pb.OptimStepResponse:
         record = self._sessions.get(request.session_id)
-        run = partial(_run_optim_step, record.session, parse_adam(request.adam))
+        run = record.resident(partial(_run_optim_step, record.session, parse_adam(request.adam)))
         operation = await record.operations.submit(request.sequence, request, Work(run=run))
         return pb.OptimStepResponse(operation=operation.now())
 
@@ -82,12 +116,13 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         record = self._sessions.get(request.session_id)
         store = self._engine.store
 
-        def run(_: Cancelled) -> Result:
-            folder = store.folder_for(request.name)
-            checkpoint = save_checkpoint(record.session, folder, weights_only=request.weights_only)
-            return "checkpoint", store.describe(checkpoint)
+        ttl_ns = parse_ttl(request)
+        write = partial(save_checkpoint, record.session, weights_only=request.weights_only)
 
-        operation = await record.operations.submit(request.sequence, request, Work(run=run))
+        def run(_: Cancelled) -> Result:
+            return "checkpoint", store.describe(store.save(request.name, write, ttl_ns))
+
+        operation = await record.operations.submit(request.sequence, request, Work(run=record.resident(run)))
         return pb.SaveCheckpointResponse(operation=operation.now())
 
     async def LoadCheckpoint(self, request: pb.LoadCheckpointRequest, context: Any) -> pb.LoadCheckpointResponse:
@@ -96,16 +131,16 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
 
         def run(_: Cancelled) -> Result:
             # looked up here: an earlier call in the queue may be the one that saves it
-            folder = store.find(request.uri)
-            checkpoint = load_checkpoint(record.session, folder, weights_only=request.weights_only)
+            with store.pinned(request.uri) as folder:
+                checkpoint = load_checkpoint(record.session, folder, weights_only=request.weights_only)
             return "checkpoint", store.describe(checkpoint)
 
-        operation = await record.operations.submit(request.sequence, request, Work(run=run))
+        operation = await record.operations.submit(request.sequence, request, Work(run=record.resident(run)))
         return pb.LoadCheckpointResponse(operation=operation.now())
 
     async def AwaitOperation(self, request: pb.AwaitOperationRequest, context: Any) -> pb.AwaitOperationResponse:
         record = self._sessions.get(request.session_id)
-        seconds = min(request.wait.ToTimedelta().total_seconds(), MAX_WAIT_SECONDS)
+        seconds = min(request.wait.seconds + request.wait.nanos / 1e9, MAX_WAIT_SECONDS)
         operation = await record.operations.wait(request.operation_id, seconds)
         record.renew()
         result: dict[str, Any] = {} if operation.result is None else dict([operation.result])
@@ -122,6 +157,7 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         chunks = read_chunks(path)
         while (chunk := await self._engine.on_io(lambda: next(chunks, None))) is not None:
             offset, data = chunk
+            fault_point("engine.read.mid")
             yield pb.ReadCheckpointFileResponse(offset=offset, crc32=crc32(data), data=data)
 
     async def UploadCheckpoint(
@@ -133,7 +169,9 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
             raise field_error("header", "missing: the first message of an upload is its header")
         checkpoint = await engine.on_io(store.existing, first.header)
         if checkpoint is None:
-            upload = await engine.on_io(CheckpointUpload, store, first.header)
+            upload = await engine.on_io(
+                partial(CheckpointUpload, store, first.header, max_lora_rank=engine.options.max_lora_rank)
+            )
             try:
                 async for request in request_iterator:
                     if request.WhichOneof("part") != "chunk":
@@ -154,12 +192,20 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         await self._sessions.close(request.session_id)
         return pb.CloseTrainingSessionResponse()
 
+    async def _parse_pass(
+        self, request: pb.ForwardRequest | pb.ForwardBackwardRequest, record: TrainingRecord
+    ) -> tuple[TokenLoss, dict[str, float], list[Datum]]:
+        loss, parameters = parse_loss(request.loss_fn)
+        data = await self._engine.on_io(parse_data, request.data, loss, record.session.model)
+        check_tokens_in_flight(_count_tokens(data), self._engine.in_flight.tokens, "data", "send it in several calls")
+        return loss, parameters, data
+
     def _describe(self, record: TrainingRecord) -> pb.TrainingSession:
         model = record.session.model
         return pb.TrainingSession(
             session_id=record.session_id,
             base_model=record.base_model,
-            trainable_parameters=model.parameter_count,
+            trainable_parameters=record.trainable_parameters,
             vocab_size=model.vocab_size,
             max_sequence_tokens=model.max_positions,
             dtype=str(model.dtype).removeprefix("torch."),
@@ -168,14 +214,12 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
             weights_version=record.session.weights_version,
             next_sequence=record.operations.next_sequence,
             lease=duration_pb2.Duration(seconds=int(self._sessions.lease_seconds)),
+            lora=None if model.adapter is None else describe_lora(model.adapter.spec, model.adapter.target_modules),
         )
 
 
-def _parse_pass(
-    request: pb.ForwardRequest | pb.ForwardBackwardRequest, record: TrainingRecord
-) -> tuple[TokenLoss, dict[str, float], list[Datum]]:
-    loss, parameters = parse_loss(request.loss_fn)
-    return loss, parameters, parse_data(request.data, loss, record.session.model)
+def _count_tokens(data: list[Datum]) -> int:
+    return sum(len(datum.tokens) for datum in data)
 
 
 def _run_pass(run: Any, data: list[Datum], loss: TokenLoss, parameters: dict[str, float], _: Cancelled) -> Result:
@@ -183,7 +227,7 @@ def _run_pass(run: Any, data: list[Datum], loss: TokenLoss, parameters: dict[str
     result = run(data, loss, parameters)
     seconds = time.perf_counter() - start
     outputs = [pb.LossOutput(logprobs=to_tensor(row.astype("float32"))) for row in result.logprobs]
-    metrics = {"compute_seconds": seconds, "tokens": float(sum(len(datum.tokens) for datum in data))}
+    metrics = {"compute_seconds": seconds, "tokens": float(_count_tokens(data))}
     return "forward", pb.ForwardResult(loss=result.loss, outputs=outputs, metrics=metrics)
 
 

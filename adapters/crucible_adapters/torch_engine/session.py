@@ -1,4 +1,4 @@
-"""A full fine-tuning session: one model's weights, accumulated gradients and optimizer.
+"""A training session: trained weights (all of a model's, or an adapter's), accumulated gradients and optimizer.
 
 Life of a step:
 
@@ -11,7 +11,7 @@ Not safe for threads: the engine's one compute thread owns it. Samplers read the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from crucible_adapters.torch_engine.loss import TokenLoss, target_logprobs, toke
 from crucible_adapters.torch_engine.models import LoadedModel
 from crucible_adapters.torch_engine.optimizer import AdamWOptions, AdamWState, adamw_step, global_norm
 from crucible_kit.errors import FailedPreconditionError
+from crucible_kit.faults import fault_point
 
 DEFAULT_MICRO_BATCH_TOKENS = 4096
 
@@ -51,16 +52,25 @@ class OptimResult:
 
 
 class TrainingSession:
-    """Trains every parameter of one model."""
+    """Trains a model's adapter, or every parameter of a model without one."""
 
-    def __init__(self, model: LoadedModel, *, micro_batch_tokens: int = DEFAULT_MICRO_BATCH_TOKENS) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        micro_batch_tokens: int = DEFAULT_MICRO_BATCH_TOKENS,
+        base_model_name: str = "",
+    ) -> None:
         self.model = model
+        self.base_model_name = base_model_name or str(model.folder)
+        """How an adapter's checkpoints name the model it belongs to."""
         self.optimizer = AdamWState()
         self.optim_steps = 0
         """Optimizer steps these weights have had, those before a loaded checkpoint included."""
         self.weights_version = 0
         """Changes of the weights in this session: steps and loads."""
-        self._parameters = model.named_parameters()
+        self.parameters = model.named_parameters()
+        """What is trained, by name."""
         self._micro_batch_tokens = micro_batch_tokens
         self._failure: str | None = None
 
@@ -75,7 +85,10 @@ class TrainingSession:
         A failure zeroes the gradients and makes the next optim_step fail: half a batch must not become a step.
         """
         try:
-            return self._run(data, loss, config, backward=True)
+            result = self._run(data, loss, config, backward=True)
+            if self.model.adapter is not None:
+                _gather_gradients(self.parameters.values())
+            return result
         except Exception as error:
             self.invalidate_gradients(f"it ended with {type(error).__name__}")
             raise
@@ -88,7 +101,7 @@ class TrainingSession:
         """
         failure, self._failure = self._failure, None
         try:
-            gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
             if failure is not None:
                 raise FailedPreconditionError(
                     f"a forward_backward of this step did not take effect: {failure}; send the whole step again",
@@ -107,7 +120,9 @@ class TrainingSession:
                     reason="NUMERIC_ERROR",
                     metadata={"grad_norm": grad_norm},
                 )
-            update_norm = adamw_step(self._parameters, self.optimizer, options, norm)
+            fault_point("engine.optim_step.before")
+            update_norm = adamw_step(self.parameters, self.optimizer, options, norm)
+            fault_point("engine.optim_step.after")
         finally:
             self.zero_gradients()
         self.optim_steps += 1
@@ -146,7 +161,7 @@ class TrainingSession:
 
     def zero_gradients(self) -> None:
         """Drop the accumulated gradients."""
-        for parameter in self._parameters.values():
+        for parameter in self.parameters.values():
             parameter.grad = None
 
     def _run_micro_batch(
@@ -160,10 +175,25 @@ class TrainingSession:
             result = token_loss_gradients(
                 hidden_ND.detach(), model.head(train=True), batch.targets_N, batch.inputs, loss, config
             )
-            hidden_ND.backward(result.grad_hidden_ND)
+            fault_point("engine.forward_backward.mid")
+            # only the unembedding may be adapted
+            if hidden_ND.requires_grad:
+                hidden_ND.backward(result.grad_hidden_ND)
             total, logprobs_N = result.loss, result.logprobs_N
         else:
             logprobs_N = target_logprobs(hidden_ND, model.head(), batch.targets_N)
             loss_N = loss.fn(logprobs_N, batch.inputs, {**loss.config, **config})
             total = float(loss_N.sum(dtype=torch.float64))
         return total, split_rows(logprobs_N.cpu().numpy(), batch.lengths)
+
+
+def _gather_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Move the gradients into one block.
+
+    They outlive the pass, and as many small blocks between its large ones they would keep the allocator from using that
+    memory again: 64 waiting sessions held 40 MiB each for gradients of 0.6 MiB.
+    """
+    gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+    block = torch.cat([gradient.flatten() for gradient in gradients.values()])
+    for parameter, part in zip(gradients, block.split([each.numel() for each in gradients]), strict=True):
+        parameter.grad = part.view_as(parameter)

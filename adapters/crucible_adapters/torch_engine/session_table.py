@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -38,41 +38,56 @@ class SessionRecord:
 Record = TypeVar("Record", bound=SessionRecord)
 
 
-class SessionTable(Generic[Record]):
-    """The open sessions of one service."""
+@dataclass(frozen=True)
+class _Creation(Generic[Record]):
+    kind: str
+    digest: bytes
+    task: asyncio.Task[Record]
 
-    def __init__(self, *, limit: int, lease_seconds: float) -> None:
+
+class SessionTable(Generic[Record]):
+    """The open sessions of one service, of one or several kinds that are limited apart."""
+
+    def __init__(self, *, limits: Mapping[str, int], lease_seconds: float) -> None:
+        """`limits`: most open sessions of each kind."""
         self.lease_seconds = lease_seconds
-        self._limit = limit
-        self._creations: dict[str, tuple[bytes, asyncio.Task[Record]]] = {}
+        self._limits = dict(limits)
+        self._creations: dict[str, _Creation[Record]] = {}
         self._records: dict[str, Record] = {}
         self._request_ids: dict[str, str] = {}
 
-    async def create(self, request_id: str, request: Message, make: Callable[[], Awaitable[Record]]) -> Record:
+    async def create(
+        self, request_id: str, request: Message, make: Callable[[], Awaitable[Record]], *, kind: str
+    ) -> Record:
         """The session of this request id, made by the first call; a caller that goes away does not stop the making.
 
         Raises InvalidArgumentError REQUEST_ID_REUSED for another payload, ResourceExhaustedError TOO_MANY_SESSIONS.
         """
         digest = digest_of(request)
         if request_id not in self._creations:
-            if len(self._creations) >= self._limit:
-                raise ResourceExhaustedError(
-                    f"{self._limit} sessions are open, the most this engine keeps: close one first",
-                    reason="TOO_MANY_SESSIONS",
-                    metadata={"limit": self._limit},
-                    retry_delay=5.0,
-                )
-            self._creations[request_id] = (digest, asyncio.create_task(self._make(request_id, make)))
-        first_digest, creation = self._creations[request_id]
-        if first_digest != digest:
+            self._check_room(kind)
+            self._creations[request_id] = _Creation(kind, digest, asyncio.create_task(self._make(request_id, make)))
+        creation = self._creations[request_id]
+        if creation.digest != digest:
             raise InvalidArgumentError(
                 f"request_id: {request_id} was used for another request: use a new UUID",
                 reason="REQUEST_ID_REUSED",
                 metadata={"field": "request_id", "request_id": request_id},
             )
-        record = await asyncio.shield(creation)
+        record = await asyncio.shield(creation.task)
         record.renew()
         return record
+
+    def _check_room(self, kind: str) -> None:
+        limit = self._limits[kind]
+        open_now = sum(creation.kind == kind for creation in self._creations.values())
+        if open_now >= limit:
+            raise ResourceExhaustedError(
+                f"{open_now} {kind} sessions are open, the most this engine keeps: close one first",
+                reason="TOO_MANY_SESSIONS",
+                metadata={"kind": kind, "limit": limit, "open": open_now},
+                retry_delay=5.0,
+            )
 
     async def _make(self, request_id: str, make: Callable[[], Awaitable[Record]]) -> Record:
         try:
@@ -111,9 +126,14 @@ class SessionTable(Generic[Record]):
                 logger.info("the lease of session %s ended", record.session_id)
                 await self.close(record.session_id)
 
+    def idle(self, seconds: float) -> list[Record]:
+        """The sessions that nobody named for so long and that have nothing to do."""
+        oldest = time.monotonic() - seconds
+        return [each for each in self._records.values() if each.last_used < oldest and not each.operations.pending]
+
     async def close_all(self) -> None:
         """Close every session, those being made included."""
-        creations = [task for _, task in self._creations.values()]
+        creations = [creation.task for creation in self._creations.values()]
         for task in creations:
             task.cancel()
         await asyncio.gather(*creations, return_exceptions=True)

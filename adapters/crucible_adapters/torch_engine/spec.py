@@ -21,6 +21,22 @@ class TorchEngineOptions(AdapterOptions):
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Most tokens, padding included, that run through the model at a time. Smaller needs less memory; no result changes
     beyond rounding."""
+    max_full_sessions: int = Field(default=8, ge=0)
+    """Most open training sessions that train every weight: each holds a model of its own."""
+    max_lora_sessions: int = Field(default=256, ge=0)
+    """Most open training sessions with a LoRA adapter: each holds what its rank costs."""
+    max_sampling_sessions: int = Field(default=256, ge=0)
+    """Most open sampling sessions."""
+    max_lora_rank: int = Field(default=256, ge=1, le=4096)
+    """Highest rank of an adapter."""
+    max_operations_in_flight: int = Field(default=64, ge=1, le=4096)
+    """Operations a session may have queued and running."""
+    max_tokens_in_flight: int = Field(default=4 * 1024 * 1024, ge=1)
+    """Tokens in them: those of the data and prompts, and the most that may be sampled. Padding does not count."""
+    lease_seconds: int = Field(default=1800, ge=1)
+    """A session that no call names for so long is closed, unless it has unfinished operations."""
+    park_after_seconds: int = Field(default=300, ge=0)
+    """The tensors of a training session that no call names for so long wait on disk; 0 keeps them in memory."""
 
 
 TORCH_ENGINE = ProcessAdapter(
@@ -35,5 +51,9 @@ TORCH_ENGINE = ProcessAdapter(
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+    },
+    capabilities={
+        "training": ("training.checkpoint_files", "training.full", "training.local_model", "training.lora"),
+        "sampling": ("sampling.follow",),
     },
 )

@@ -23,6 +23,7 @@ from crucible_client.tls import credentials
 from crucible_client.watch import Backoff, WatchPolicy, may_heal, watch_events
 from crucible_kit.channel import Channel, connect
 from crucible_kit.errors import KitchenError, field_error
+from crucible_kit.ports import PORTS
 
 # A WaitRun holds its answer back for so long; the server allows no more.
 _WAIT_SECONDS = 60
@@ -232,6 +233,14 @@ class KitchenClient:
         """Every metric that the server records, with its unit."""
         request = catalog_pb2.ListMetricDefinitionsRequest()
         return list((await self._catalog.ListMetricDefinitions(request, timeout=self._timeout)).metrics)
+
+    # Ports
+
+    def port(self, name: str) -> Any:
+        """The stub of a port's service, re-exported by the kitchen: training, sampling, tokenizer, dataset, hub, blob,
+        metrics or registry. Its calls take the contract's requests and `timeout` in seconds (unary ones: 60).
+        """
+        return PORTS[name].stub(self._channel)
 
     # Adapters
 

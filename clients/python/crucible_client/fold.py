@@ -33,6 +33,8 @@ class RunView:
         total_steps: planned optimizer steps; 0: not planned yet.
         steps: by number, each from the highest attempt that made it.
         checkpoint: the newest; None: none yet.
+        checkpoints: all that are there and not damaged, by their address, oldest first.
+        summary: what it had come to when it last stopped; None: it has not stopped since its newest attempt began.
         failure: why it failed; None unless the state is FAILED.
         reason: what was said about the newest change of state.
         last_sequence: sequence number of the newest event seen.
@@ -45,6 +47,8 @@ class RunView:
     total_steps: int = 0
     steps: dict[int, Step] = field(default_factory=dict)
     checkpoint: event_pb2.Checkpoint | None = None
+    checkpoints: dict[str, event_pb2.Checkpoint] = field(default_factory=dict)
+    summary: event_pb2.RunSummary | None = None
     failure: failure_pb2.Failure | None = None
     reason: str = ""
     model_version_id: str = ""
@@ -75,21 +79,34 @@ class RunView:
             case "attempt_started":
                 self.attempt = event.attempt_started.attempt
                 self.step = event.attempt_started.from_checkpoint.step
+                self.summary = None
             case "planned":
                 self.total_steps = event.planned.total_steps
             case "step_completed":
                 self._complete_step(event)
             case "checkpoint_saved":
                 self.checkpoint = event.checkpoint_saved.checkpoint
+                self.checkpoints[self.checkpoint.uri] = self.checkpoint
+            case "checkpoint_deleted":
+                self._delete_checkpoint(event.checkpoint_deleted.checkpoint.uri)
+            case "checkpoint_damaged":
+                self._delete_checkpoint(event.checkpoint_damaged.checkpoint.uri)
             case "evaluation_completed":
                 self._complete_evaluation(event)
             case "model_registered":
                 self.model_version_id = event.model_registered.version_id
+            case "summarized":
+                self.summary = event.summarized.summary
 
     def _change_state(self, change: event_pb2.RunStateChanged) -> None:
         self.state = change.to_state
         self.reason = change.reason
         self.failure = change.failure if change.HasField("failure") else None
+
+    def _delete_checkpoint(self, uri: str) -> None:
+        self.checkpoints.pop(uri, None)
+        if self.checkpoint is not None and self.checkpoint.uri == uri:
+            self.checkpoint = next(reversed(self.checkpoints.values()), None)
 
     def _complete_step(self, event: event_pb2.RunEvent) -> None:
         self.step = event.step

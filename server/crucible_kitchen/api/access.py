@@ -18,6 +18,7 @@ from crucible_kit.errors import (
     UnimplementedError,
     field_error,
 )
+from crucible_kitchen.relay.methods import PORT_MUTATIONS, PORT_ROLES
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +67,15 @@ METHOD_ROLES: dict[str, Role] = {
     "/grpc.channelz.v1.Channelz/GetChannel": Role.READ,
     "/grpc.channelz.v1.Channelz/GetSubchannel": Role.READ,
     "/grpc.channelz.v1.Channelz/GetSocket": Role.READ,
+    **{method: Role[name.upper()] for method, name in PORT_ROLES.items()},
 }
 # A load balancer asks without a token.
 OPEN_METHODS = frozenset(
     {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List"}
 )
-MUTATIONS = frozenset(f"{_RUN}{name}" for name in ("CreateRun", "StartRun", "PauseRun", "ResumeRun", "CancelRun"))
+MUTATIONS = PORT_MUTATIONS | {
+    f"{_RUN}{name}" for name in ("CreateRun", "StartRun", "PauseRun", "ResumeRun", "CancelRun")
+}
 
 
 class Tokens:
@@ -158,13 +162,12 @@ class AccessGuard:
             raise draining_error()
 
     def _check(self, tokens: Tokens, method: str, metadata: Mapping[str, str | bytes]) -> None:
-        header = metadata.get("authorization", "")
-        if not header:
+        if not metadata.get("authorization"):
             raise UnauthenticatedError(
                 "this server asks for a token: send the metadata `authorization: Bearer TOKEN`", reason="TOKEN_MISSING"
             )
-        scheme, _, token = str(header).partition(" ")
-        role = tokens.role(token.strip()) if scheme.lower() == "bearer" else None
+        token = bearer_token(metadata)
+        role = tokens.role(token) if token else None
         if role is None:
             raise UnauthenticatedError(
                 "the token is not one of this server: send `authorization: Bearer TOKEN` with one of its tokens file",
@@ -177,6 +180,12 @@ class AccessGuard:
                 reason="ROLE_MISSING",
                 metadata={"method": method, "needed": needed.name.lower(), "role": role.name.lower()},
             )
+
+
+def bearer_token(metadata: Mapping[str, str | bytes]) -> str:
+    """The bearer token among a call's metadata; empty: there is none."""
+    scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def draining_error() -> UnavailableError:

@@ -27,6 +27,7 @@ def run_message(record: RunRecord) -> run_pb2.Run:
         total_steps=record.total_steps,
         last_sequence=record.last_sequence,
         model_version_id=record.model_version_id,
+        summary=record.summary,
     )
     if record.latest_checkpoint is not None:
         run.latest_checkpoint.CopyFrom(checkpoint_message(record.latest_checkpoint))

@@ -27,6 +27,8 @@ from crucible_kitchen.api.adapter_admin_service import AdapterAdminService, Adap
 from crucible_kitchen.api.catalog_service import Catalog, CatalogService
 from crucible_kitchen.api.run_service import Runs, RunService
 from crucible_kitchen.api.watch import Watches
+from crucible_kitchen.relay.methods import PORT_SERVICES
+from crucible_kitchen.relay.relay import Relay
 from crucible_kitchen.store.store import Store
 
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
@@ -37,6 +39,7 @@ KITCHEN_SERVICES = tuple(
 )
 SERVICES = (
     *KITCHEN_SERVICES,
+    *PORT_SERVICES,
     health.SERVICE_NAME,
     reflection.SERVICE_NAME,
     channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
@@ -53,6 +56,7 @@ class Endpoint:
         runs: Runs,
         adapters: Adapters,
         catalog: Catalog,
+        relay: Relay,
         tokens: Tokens | None = None,
         max_watchers_per_run: int = 64,
         heartbeat_seconds: float = 15.0,
@@ -66,6 +70,7 @@ class Endpoint:
         run_pb2_grpc.add_RunServiceServicer_to_server(RunService(store, runs, self._watches), self._server)
         catalog_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogService(catalog), self._server)
         adapter_admin_pb2_grpc.add_AdapterAdminServiceServicer_to_server(AdapterAdminService(adapters), self._server)
+        relay.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         channelz.add_channelz_servicer(self._server)
         # It serves whatever protos are loaded, google.rpc's error details too: clients without any can show them.
@@ -89,7 +94,7 @@ class Endpoint:
     async def start(self) -> None:
         """Takes calls and reports SERVING."""
         await self._server.start()
-        for service in KITCHEN_SERVICES:
+        for service in (*KITCHEN_SERVICES, *PORT_SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
     async def drain(self) -> None:

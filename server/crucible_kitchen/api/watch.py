@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 from crucible.kitchen.v1 import run_pb2
 from crucible_kit.errors import OutOfRangeError, ResourceExhaustedError
+from crucible_kit.faults import fault_point
 from crucible_kitchen.api.access import draining_error
+from crucible_kitchen.api.pages import Pages
 from crucible_kitchen.store.records import TERMINAL_STATES
 from crucible_kitchen.store.store import Store
 
@@ -26,6 +28,7 @@ class Watches:
 
     def __init__(self, store: Store, *, max_per_run: int, heartbeat_seconds: float = 15.0) -> None:
         self._store = store
+        self._pages = Pages(store)
         self._max_per_run = max_per_run
         self._heartbeat_seconds = heartbeat_seconds
         self._open: Counter[str] = Counter()
@@ -48,22 +51,22 @@ class Watches:
         run_id, position = request.run_id, request.after_sequence
         limit = min(request.max_batch or DEFAULT_BATCH, MAX_BATCH)
         with self._slot(run_id):
-            page = await self._store.event_page(run_id, position, limit=limit)
-            if position > page.last_sequence:
-                raise _past_the_end(run_id, position, page.last_sequence)
+            response, state = await self._pages.after(run_id, position, limit)
+            if position > response.last_sequence:
+                raise _past_the_end(run_id, position, response.last_sequence)
             # The first response goes out whatever the log holds: the watcher sees at once that it is connected.
             while True:
-                if page.events:
-                    position = page.events[-1].sequence
-                caught_up = position == page.last_sequence
-                yield run_pb2.WatchRunResponse(events=page.events, last_sequence=position, caught_up=caught_up)
+                if response.events:
+                    fault_point("server.watch.mid")
+                position = response.last_sequence
+                yield response
                 # A FAILED in the middle of the log is not the end: the run was resumed.
-                if caught_up and page.state in TERMINAL_STATES:
+                if response.caught_up and state in TERMINAL_STATES:
                     return
-                if caught_up:
+                if response.caught_up:
                     await self._store.wait_for_events(run_id, position, self._heartbeat_seconds)
-                page = await self._store.event_page(run_id, position, limit=limit)
-                if self.draining and not page.events:
+                response, state = await self._pages.after(run_id, position, limit)
+                if self.draining and not response.events:
                     raise draining_error()
 
     @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crucible.kitchen.v1 import event_pb2
+from crucible_kitchen.cli.output import one_line
 
 
 def state_name(state: int) -> str:
@@ -15,6 +16,10 @@ def state_name(state: int) -> str:
 
 def event_text(event: event_pb2.RunEvent) -> str:
     """What an event says, in one line; empty for a payload that this client does not know."""
+    return one_line(_text(event))
+
+
+def _text(event: event_pb2.RunEvent) -> str:
     match event.WhichOneof("payload"):
         case "state_changed":
             change = event.state_changed
@@ -29,6 +34,7 @@ def event_text(event: event_pb2.RunEvent) -> str:
             return (
                 f"{planned.total_steps} steps planned: {planned.num_rows} rows, "
                 f"{planned.trained_tokens_per_epoch} trained tokens an epoch"
+                + (f", {planned.num_eval_rows} rows held out" if planned.num_eval_rows else "")
             )
         case "stage_started":
             return f"stage {event.stage_started.stage} starts"
@@ -52,10 +58,28 @@ def event_text(event: event_pb2.RunEvent) -> str:
         case "model_registered":
             registered = event.model_registered
             return f"registered as {registered.model_name}, version {registered.version_id}"
+        case "checkpoint_damaged":
+            damaged = event.checkpoint_damaged
+            return f"{damaged.failure.status.message}; an earlier checkpoint takes its place"
+        case "checkpoint_deleted":
+            deleted = event.checkpoint_deleted.checkpoint
+            return f"checkpoint of step {deleted.step} deleted: {deleted.uri}"
+        case "summarized":
+            return summary_text(event.summarized.summary)
         case "log_recorded":
             return event.log_recorded.message
         case _:
             return ""
+
+
+def summary_text(summary: event_pb2.RunSummary) -> str:
+    """What a run came to, in one line."""
+    parts = [f"{summary.steps} steps in {summary.seconds:.0f} s"]
+    if summary.HasField("last_train_loss"):
+        parts.append(f"loss {summary.first_train_loss:.5g} to {summary.last_train_loss:.5g}")
+    if summary.tokens_per_second:
+        parts.append(f"{summary.tokens_per_second:,.0f} tokens/s")
+    return ", ".join(parts)
 
 
 # Of a step's many metrics these tell how it goes.

@@ -20,7 +20,7 @@ class Target:
     Attributes:
         server: address of a running one; empty: one in this process, on `data`.
         data: data folder of the one in this process.
-        manifest: its manifest; None: the local profile.
+        manifest: its manifest; None: the default adapters.
     """
 
     server: str = ""

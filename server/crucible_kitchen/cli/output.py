@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,14 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from crucible_kit.errors import KitchenError
+
+# What would steer a terminal or break a line: control characters, line separators, reversals of the direction.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def one_line(text: str) -> str:
+    """A text of anybody's as it may be shown: what is no plain text in it is escaped, such as \\x1b."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def json_line(message: Message) -> str:
@@ -44,12 +53,12 @@ def print_error(error: KitchenError, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(error_facts(error), ensure_ascii=False), err=True)
         return
-    click.echo(f"error: {error.message}", err=True)
+    click.echo(f"error: {one_line(error.message)}", err=True)
     click.echo(f"  {error.code.name} {error.reason}", err=True)
     # The message says what most errors have to say; a field stands alone only when it is not in there.
     for field, description in error.fields:
         if description not in error.message:
-            click.echo(f"  {field}: {description}", err=True)
+            click.echo(f"  {one_line(field)}: {one_line(description)}", err=True)
 
 
 def note(text: str) -> None:
@@ -59,7 +68,7 @@ def note(text: str) -> None:
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Writes aligned columns to stdout; the last one is not padded."""
-    lines = [list(header), *(list(row) for row in rows)]
+    lines = [list(header), *([one_line(text) for text in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header) - 1)]
     for line in lines:
         padded = [text.ljust(width) for text, width in zip(line, widths, strict=False)]

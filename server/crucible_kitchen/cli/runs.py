@@ -16,7 +16,7 @@ from crucible_kitchen.cli.follow import INTERRUPTED, Interrupts, ends_first, exi
 from crucible_kitchen.cli.options import Target, json_option, target_options
 from crucible_kitchen.cli.output import print_json, print_messages, print_table
 from crucible_kitchen.cli.run import follow
-from crucible_kitchen.cli.summary import local_path
+from crucible_kitchen.cli.summary import Rows, local_path, print_rows, sample_rows, summary_rows
 
 _STATES = [state_name(value) for value in event_pb2.RunState.values() if value]
 _PAGE = 500
@@ -73,7 +73,7 @@ def list_runs(states: tuple[str, ...], recipe: str, limit: int, target: Target, 
 @target_options
 @json_option
 def get(run_id: str, target: Target, as_json: bool) -> None:
-    """Show one run."""
+    """Show one run, and what it came to when it last stopped."""
     _print_run(_ask(target, lambda client: client.get_run(run_id)), as_json=as_json)
 
 
@@ -206,20 +206,20 @@ def _print_run(run: run_pb2.Run, *, as_json: bool) -> None:
     if as_json:
         print_json(run)
         return
-    facts = {
-        "run": run.run_id,
-        "state": state_name(run.state) + (" (a pause was asked for)" if run.pause_requested else ""),
-        "recipe": f"{run.recipe} {run.preset}".rstrip(),
-        "seed": str(run.seed),
-        "step": f"{run.step} of {run.total_steps or '?'}",
-        "attempt": str(run.attempt),
-        "events": str(run.last_sequence),
-    }
+    rows: Rows = [
+        ("run", run.run_id),
+        ("state", state_name(run.state) + (" (a pause was asked for)" if run.pause_requested else "")),
+        ("recipe", f"{run.recipe} {run.preset}".rstrip()),
+        ("seed", str(run.seed)),
+        ("step", f"{run.step} of {run.total_steps or '?'}"),
+        ("attempt", str(run.attempt)),
+        ("events", str(run.last_sequence)),
+    ]
     if run.HasField("failure"):
-        facts["failure"] = f"{run.failure.reason}: {run.failure.status.message}"
+        rows.append(("failure", f"{run.failure.reason}: {run.failure.status.message}"))
+    rows += summary_rows(run.summary)
     if run.HasField("latest_checkpoint"):
-        facts["checkpoint"] = local_path(run.latest_checkpoint.uri)
+        rows.append(("checkpoint", local_path(run.latest_checkpoint.uri)))
     if run.model_version_id:
-        facts["model version"] = run.model_version_id
-    for name, value in facts.items():
-        click.echo(f"{name.ljust(13)}  {value}")
+        rows.append(("model version", run.model_version_id))
+    print_rows([*rows, *sample_rows(run.summary)])

@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 # Keys whose values may be files or folders of the caller's machine.
-PATH_KEYS = frozenset({"dataset", "eval_dataset", "model", "tokenizer"})
+PATH_KEYS = frozenset({"dataset", "eval_dataset", "model", "start_from", "tokenizer"})
+# What can only be meant as a path of this machine, whether it is there or not.
+_PATH = re.compile(r"(\.{1,2}/|~).*|.*\.(jsonl|parquet)", re.DOTALL)
 _WORDS = {"true": True, "false": False, "null": None, "~": None}
 # JSON wants 1.0 and 0.5; people also write 1. and .5 and +2.
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
@@ -73,13 +75,13 @@ def _split(inner: str) -> list[str]:
 
 
 def absolute_path(key: str, value: Any) -> Any:
-    """The full path where the value of a path key is a file or folder here, with or without #split behind it: the
-    server has a folder of its own.
+    """The full path where the value of a path key is a file or folder here, or looks like one, with or without #split
+    behind it: the server has a folder of its own, and says which path is not there.
     """
     if key not in PATH_KEYS or not isinstance(value, str) or not value:
         return value
     for text, split in ((value, ""), (value.rpartition("#")[0], value[value.rfind("#") :])):
         path = Path(text).expanduser()
-        if text and path.exists():
+        if text and (path.exists() or (_PATH.fullmatch(text) and "://" not in text)):
             return f"{path.absolute()}{split}"
     return value

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from crucible.adapter.v1 import adapter_pb2, adapter_pb2_grpc
 from crucible.kitchen.v1 import adapter_admin_pb2
@@ -27,10 +25,24 @@ from crucible_kit.errors import FailedPreconditionError, InvalidArgumentError, K
 from crucible_kit.ports import PORTS
 from crucible_kit.settings import parse_settings, unknown_key
 from crucible_kitchen.ports.manifest import PortMapping, load_manifest
+from crucible_kitchen.ports.named import PortChannel, errors_of
 from crucible_kitchen.ports.process import AdapterProcess
+from crucible_kitchen.ports.sockets import close_socket_folder, open_socket_folder
 
 ENTRY_POINTS = "crucible_kitchen.adapters"
 _HANDSHAKE_SECONDS = 10.0
+
+
+class Attached(NamedTuple):
+    """An adapter that runs.
+
+    Attributes:
+        stub: the port's generated stub.
+        instance_id: differs after every start of the adapter.
+    """
+
+    stub: Any
+    instance_id: str
 
 
 class PortHost:
@@ -39,11 +51,12 @@ class PortHost:
     def __init__(self, mappings: Mapping[str, PortMapping], context: AdapterContext) -> None:
         self._mappings = dict(mappings)
         self._context = context
-        self._socket_dir = Path(tempfile.mkdtemp(prefix="kitchen-"))  # mode 0700, short enough for a socket's path
+        self._socket_dir = open_socket_folder(context.data_dir)
         self._objects: dict[str, InProcessAdapter] = {}
         self._processes: dict[str, AdapterProcess] = {}
         self._port_processes: dict[str, AdapterProcess] = {}
         self._channels: dict[str, Channel] = {}
+        self._stubs: dict[str, Any] = {}
         self._infos: dict[str, adapter_pb2.GetAdapterInfoResponse] = {}
 
     @classmethod
@@ -57,8 +70,9 @@ class PortHost:
         try:
             for port in sorted(host._mappings):
                 host._prepare(port)
+                host._stubs[port] = PORTS[port].stub(PortChannel(host._channels[port], port))
         except BaseException:
-            shutil.rmtree(host._socket_dir, ignore_errors=True)
+            close_socket_folder(context.data_dir, host._socket_dir)
             raise
         return host
 
@@ -100,8 +114,25 @@ class PortHost:
         Raises:
             KitchenError: the adapter does not start or answer; CONTRACT_VERSION_UNSUPPORTED; PORT_NOT_SERVED.
         """
-        await self.info(port)
-        return PORTS[port].stub(self._channels[port])
+        with errors_of(port):
+            await self.info(port)
+        return self._stubs[port]
+
+    def attached(self, port: str) -> Attached | None:
+        """The port's adapter as its last handshake left it; None when there was none yet or its process has ended.
+        Starts nothing and asks nobody: a call may still find it gone.
+        """
+        process = self._port_processes.get(port)
+        info = self._infos.get(port) if process is None else process.info if process.running else None
+        return None if info is None else Attached(self._stubs[port], info.instance_id)
+
+    async def known_capabilities(self, port: str) -> frozenset[str]:
+        """What the port's adapter declares for all the ports it serves; starts no process that says so beforehand."""
+        process = self._port_processes.get(port)
+        if process is not None and process.info is None and process.declared:
+            return process.declared
+        info = process.info if process is not None and process.info is not None else await self.info(port)
+        return frozenset(capability for each in info.ports for capability in each.capabilities)
 
     async def info(self, port: str) -> adapter_pb2.GetAdapterInfoResponse:
         """What the port's adapter answered to the handshake."""
@@ -181,7 +212,7 @@ class PortHost:
         for port, channel in self._channels.items():
             if port not in self._port_processes:
                 await channel.close()
-        shutil.rmtree(self._socket_dir, ignore_errors=True)
+        close_socket_folder(self._context.data_dir, self._socket_dir)
 
 
 _STATES = {

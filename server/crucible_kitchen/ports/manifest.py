@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,8 +50,11 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    profile: Literal["local", "test"] = Field(
-        default="local", description="local: real adapters only. test: adapters named fake_... are allowed too."
+    profile: Literal["auto", "local", "hub", "test"] = Field(
+        default="auto",
+        description="What serves the ports hub and dataset by default. auto: the Hugging Face hub when its libraries "
+        "are installed (the extra hf), otherwise this machine alone. local: this machine alone. hub: the hub, refused "
+        "without its libraries. test: as local, and adapters named fake_... are allowed.",
     )
     ports: dict[str, PortMapping] = Field(default_factory=dict, description="Adapter by port name.")
 
@@ -65,7 +69,9 @@ class Manifest(BaseModel):
         return {port: {"adapter": each} if isinstance(each, str) else each for port, each in value.items()}
 
 
-DEFAULT_PORTS = {
+_HUB_PORTS = ("dataset", "hub")
+_HUB_PACKAGES = ("datasets", "huggingface_hub")
+_DEFAULT_PORTS = {
     "blob": "builtin:local",
     "dataset": "builtin:local",
     "hub": "builtin:local",
@@ -81,14 +87,16 @@ def load_manifest(path: Path | None) -> dict[str, PortMapping]:
     """Adapter by port, the defaults filled in.
 
     Raises:
-        InvalidArgumentError: MANIFEST_INVALID with the bad keys; a fake outside the profile test.
+        InvalidArgumentError: MANIFEST_INVALID with the bad keys; a fake outside the profile test; the profile hub
+            without its libraries.
     """
     manifest = (
         Manifest()
         if path is None
         else parse_settings(Manifest, _read_yaml(path), where="manifest", reason="MANIFEST_INVALID")
     )
-    mappings = {port: PortMapping(adapter=adapter) for port, adapter in DEFAULT_PORTS.items()} | manifest.ports
+    mappings = {port: PortMapping(adapter=adapter) for port, adapter in default_ports(manifest.profile).items()}
+    mappings |= manifest.ports
     for port, mapping in mappings.items():
         if "fake_" in mapping.target and manifest.profile != "test":
             raise InvalidArgumentError(
@@ -98,6 +106,31 @@ def load_manifest(path: Path | None) -> dict[str, PortMapping]:
                 metadata={"port": port, "adapter": mapping.adapter},
             )
     return mappings
+
+
+def default_ports(profile: str) -> dict[str, str]:
+    """Adapter by port where a manifest names none. Looks for the hub's libraries and loads none of them.
+
+    Raises:
+        InvalidArgumentError: MANIFEST_INVALID when the profile hub lacks them.
+    """
+    missing = [name for name in _HUB_PACKAGES if not _installed(name)]
+    if profile == "hub" and missing:
+        raise InvalidArgumentError(
+            f"manifest.profile is hub, but {' and '.join(missing)} can't be imported: pip install "
+            "'crucible-kitchen[hf]', or leave profile out",
+            reason="MANIFEST_INVALID",
+            metadata={"packages": " ".join(missing)},
+        )
+    if profile == "hub" or (profile == "auto" and not missing):
+        return {**_DEFAULT_PORTS, **dict.fromkeys(_HUB_PORTS, "builtin:huggingface")}
+    return dict(_DEFAULT_PORTS)
+
+
+def _installed(package: str) -> bool:
+    spec = find_spec(package)
+    # Any folder of that name is found too, without an origin.
+    return spec is not None and spec.origin is not None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -39,6 +39,11 @@ class AdapterProcess:
         self.info: adapter_pb2.GetAdapterInfoResponse | None = None
 
     @property
+    def declared(self) -> frozenset[str]:
+        """The capabilities that it is known to have without being asked."""
+        return frozenset(capability for each in self._adapter.capabilities.values() for capability in each)
+
+    @property
     def running(self) -> bool:
         """Whether the child lives."""
         return self._process is not None and self._process.returncode is None
@@ -104,7 +109,8 @@ class AdapterProcess:
 
     async def _handshake(self) -> adapter_pb2.GetAdapterInfoResponse:
         assert self._process is not None
-        waiting = connect(f"unix:{self._socket}")
+        # On the connection that all calls use: it may still be backing off from the child that died.
+        waiting = self.channel.waiting()
         request = adapter_pb2.GetAdapterInfoRequest(
             host_version=distribution_version(), host_contract_versions=CONTRACT_VERSIONS
         )
@@ -123,7 +129,6 @@ class AdapterProcess:
             call.cancel()
             ended.cancel()
             await asyncio.gather(call, ended, return_exceptions=True)
-            await waiting.close()
 
     def _start_failed(self, what: str) -> UnavailableError:
         shown = "\n".join(self._lines) or "nothing"

@@ -11,7 +11,7 @@ from google.protobuf import duration_pb2
 from crucible.port.sampling.v1 import sampling_pb2
 from crucible.type.v1 import operation_pb2
 from crucible_kit.tensors import pack_tokens, unpack_tokens
-from crucible_kitchen.ports.training import check_finished
+from crucible_kit.training import check_finished
 
 _POLL_SECONDS = 20
 

@@ -62,6 +62,15 @@ class Recipe:
         values.update(overrides)
         return parse_settings(self.options, values, where="config").model_dump(mode="json")
 
+    def origins(self, preset: str, overrides: Mapping[str, Any]) -> dict[str, str]:
+        """Where the value of each key that is not in `overrides` comes from, in words."""
+        preset_keys = self._preset(preset).config if preset else {}
+        return {
+            key: f"the preset {preset}" if key in preset_keys else "the recipe"
+            for key in self.options.model_fields
+            if key not in overrides
+        }
+
     def _preset(self, name: str) -> Preset:
         for each in self.presets:
             if each.name == name:

@@ -11,10 +11,11 @@ from crucible.kitchen.v1 import event_pb2
 from crucible_kit.errors import DeadlineExceededError, FailedPreconditionError, InternalError, KitchenError, to_failure
 from crucible_kitchen.recipes import RECIPES
 from crucible_kitchen.recipes.recipe import find_recipe
-from crucible_kitchen.runs.checkpoints import CheckpointSaver, sweep
+from crucible_kitchen.runs.checkpoints import CheckpointDamagedError, CheckpointSaver, sweep
 from crucible_kitchen.runs.control import CancelRequested, DrainRequested, PauseRequested, RunControl
 from crucible_kitchen.runs.journal import RunJournal
 from crucible_kitchen.runs.metrics_feed import MetricsFeed
+from crucible_kitchen.runs.summary import stopped
 from crucible_kitchen.stages import STAGES
 from crucible_kitchen.store.records import RunRecord, checkpoint_message
 from crucible_kitchen.store.store import Store
@@ -24,6 +25,7 @@ from crucible_kitchen.workflows.interpreter import Interpreter
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS_WITHOUT_CHECKPOINT = 3
+_ENGINE_PORTS = ("training", "sampling")
 _FEED_SECONDS = 10.0
 _EXECUTABLE = (event_pb2.RUN_STATE_QUEUED, event_pb2.RUN_STATE_RUNNING, event_pb2.RUN_STATE_CANCELLING)
 _PAGE = 128
@@ -37,7 +39,7 @@ class RunExecutor:
         self._ports = ports
         self._run_id = run_id
         self.control = RunControl()
-        self._journal = RunJournal(store, run_id)
+        self._journal = RunJournal(store, run_id, self.control)
 
     async def execute(self) -> None:
         """Runs attempts until the run is COMPLETED, FAILED, CANCELLED or PAUSED, or the server drains."""
@@ -68,14 +70,9 @@ class RunExecutor:
             progressed = after.latest_checkpoint != before.latest_checkpoint
             fruitless = 1 if progressed else fruitless + 1
             if fruitless >= MAX_ATTEMPTS_WITHOUT_CHECKPOINT:
-                crash_loop = FailedPreconditionError(
-                    f"{fruitless} attempts without a new checkpoint; the last ended with: {error.message}",
-                    reason="ENGINE_CRASH_LOOP",
-                    metadata={"attempts": fruitless, "last_reason": error.reason},
-                )
-                await self._end(event_pb2.RUN_STATE_FAILED, error=crash_loop)
+                await self._end(event_pb2.RUN_STATE_FAILED, error=_gave_up(fruitless, error))
                 return
-            logger.warning("run %s: attempt %d lost its adapter: %s", self._run_id, record.attempt, error)
+            logger.warning("run %s: attempt %d was lost: %s", self._run_id, record.attempt, error)
 
     async def _stopped_before(self, record: RunRecord) -> bool:
         """Obeys a stop that was asked for between attempts; a run that ended meanwhile stays as it is."""
@@ -87,7 +84,12 @@ class RunExecutor:
         if isinstance(stop, CancelRequested):
             await self._end(event_pb2.RUN_STATE_CANCELLED, reason=str(stop))
         elif isinstance(stop, PauseRequested):
-            await self._end(event_pb2.RUN_STATE_PAUSED)
+            reason = ""
+            if record.attempt and record.state == event_pb2.RUN_STATE_RUNNING:
+                # The steps that the lost attempt did not save are undone now: a paused run stands at a checkpoint.
+                step = (await self._begin(record)).step
+                reason = f"the attempt was lost before it saved a checkpoint: the run stands at step {step}"
+            await self._end(event_pb2.RUN_STATE_PAUSED, reason=reason)
         return stop is not None
 
     async def _begin(self, record: RunRecord) -> RunRecord:
@@ -103,7 +105,8 @@ class RunExecutor:
             started.superseded_last_sequence = record.last_sequence
         step = checkpoint.step if checkpoint is not None else 0
         events = []
-        changes: dict[str, object] = {"attempt": attempt, "step": step, "failure": None, "end_time": None}
+        changes: dict[str, object] = {"attempt": attempt, "step": step}
+        changes |= {"failure": None, "end_time": None, "summary": None}
         if record.state != event_pb2.RUN_STATE_RUNNING:
             changed = event_pb2.RunStateChanged(to_state=event_pb2.RUN_STATE_RUNNING)
             events.append(event_pb2.RunEvent(state_changed=changed))
@@ -111,7 +114,7 @@ class RunExecutor:
         if record.start_time is None:
             changes["start_time"] = datetime.now(UTC)
         events.append(event_pb2.RunEvent(attempt_started=started, step=step))
-        return await self._store.append(self._run_id, events, changes=changes)
+        return await self._journal.append(events, changes=changes)
 
     async def _attempt(self, record: RunRecord) -> KitchenError | None:
         """One walk. Returns the error after which another attempt makes sense; None when the run has ended or
@@ -120,13 +123,15 @@ class RunExecutor:
         recipe = find_recipe(record.recipe, RECIPES)
         try:
             blob = await self._ports.stub("blob")
+            saver = CheckpointSaver(self._journal, blob, keep_last=record.config.get("keep_last", 0))
+            # A crash may have come between the newest checkpoint and the deletion of an old one.
+            await saver.forget_old(step=record.step)
             await sweep(blob, self._run_id, await self._store.checkpoints(self._run_id))
         except KitchenError as error:
             if error.retryable:
                 return error
             await self._end(event_pb2.RUN_STATE_FAILED, error=error)
             return None
-        saver = CheckpointSaver(self._journal, blob)
         context = RunContext(
             run_id=record.run_id,
             recipe=record.recipe,
@@ -143,7 +148,7 @@ class RunExecutor:
 
         async def boundary(stage: StageContext | None) -> None:
             stop = self.control.stop_reason()
-            if stop is None:
+            if stop is None or context.released:
                 return
             unsaved = context.checkpoint is None or context.checkpoint.step != context.step
             if stage is not None and unsaved and not isinstance(stop, CancelRequested):
@@ -154,7 +159,10 @@ class RunExecutor:
         interpreter = Interpreter(recipe.workflow, STAGES, context, boundary=boundary)
         position = record.latest_checkpoint.position if record.latest_checkpoint is not None else None
         try:
-            await interpreter.run(position, expected=await self._planned(record))
+            try:
+                await interpreter.run(position, expected=await self._planned(record))
+            finally:
+                await self._journal.settle()
         except PauseRequested:
             await interpreter.finalize()
             if self.control.cancel:
@@ -170,6 +178,12 @@ class RunExecutor:
             await interpreter.finalize()
             await self._end(event_pb2.RUN_STATE_CANCELLED, reason=str(stop))
             return None
+        except CheckpointDamagedError as error:
+            if not await self._fall_back(error):
+                await self._fail(interpreter, error)
+                return None
+            await interpreter.finalize()
+            return error
         except KitchenError as error:
             # An adapter that is gone, has lost the session, or hangs.
             if error.retryable or error.reason == "SESSION_NOT_FOUND" or isinstance(error, DeadlineExceededError):
@@ -188,6 +202,18 @@ class RunExecutor:
         await interpreter.finalize()
         await self._end(event_pb2.RUN_STATE_COMPLETED)
         return None
+
+    async def _fall_back(self, error: CheckpointDamagedError) -> bool:
+        """Lets the run go on from the checkpoint before a damaged one, and says so. False: there is none."""
+        record = error.record
+        earlier = [each for each in await self._store.checkpoints(self._run_id) if each.sequence < record.sequence]
+        if all(each.damage_sequence is not None for each in earlier):
+            return False
+        damaged = event_pb2.CheckpointDamaged(checkpoint=checkpoint_message(record))
+        damaged.failure.CopyFrom(to_failure(error, source=self._run_id))
+        event = event_pb2.RunEvent(checkpoint_damaged=damaged, step=record.step)
+        await self._journal.append([event], damaged=record.sequence)
+        return True
 
     async def _planned(self, record: RunRecord) -> dict[str, Any]:
         """What the first attempt planned: the values that a start from nothing must reproduce."""
@@ -211,11 +237,19 @@ class RunExecutor:
 
     async def _end(self, state: event_pb2.RunState, *, error: KitchenError | None = None, reason: str = "") -> None:
         changed = event_pb2.RunStateChanged(to_state=state, reason=reason)
-        changes: dict[str, object] = {"state": state, "pause_requested": False}
         if error is not None:
             changed.failure.CopyFrom(to_failure(error, source=self._run_id))
             changed.reason = error.message
+        events, changes = await stopped(self._store, self._run_id, changed)
+        if error is not None:
             changes["failure"] = changed.failure
-        if state != event_pb2.RUN_STATE_PAUSED:
-            changes["end_time"] = datetime.now(UTC)
-        await self._store.append(self._run_id, [event_pb2.RunEvent(state_changed=changed)], changes=changes)
+        await self._journal.append(events, changes=changes)
+
+
+def _gave_up(attempts: int, error: KitchenError) -> KitchenError:
+    """Why a run fails after so many attempts without a new checkpoint, the last of which ended with `error`."""
+    return FailedPreconditionError(
+        f"{attempts} attempts without a new checkpoint; the last ended with: {error.message}",
+        reason="ENGINE_CRASH_LOOP" if error.port in _ENGINE_PORTS else "ADAPTER_LOST",
+        metadata={"attempts": attempts, "last_reason": error.reason, "port": error.port},
+    )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from weakref import WeakValueDictionary
 
 from google.protobuf import struct_pb2
 
@@ -18,6 +20,7 @@ from crucible_kitchen.options import ServerOptions
 from crucible_kitchen.recipes import RECIPES
 from crucible_kitchen.recipes.recipe import config_sha256, find_recipe
 from crucible_kitchen.runs.executor import RunExecutor
+from crucible_kitchen.runs.summary import stopped
 from crucible_kitchen.stages import STAGES
 from crucible_kitchen.store.records import TERMINAL_STATES, RequestKey, RunRecord
 from crucible_kitchen.store.store import Store
@@ -27,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 CREATED, QUEUED, RUNNING = event_pb2.RUN_STATE_CREATED, event_pb2.RUN_STATE_QUEUED, event_pb2.RUN_STATE_RUNNING
 PAUSED, CANCELLING = event_pb2.RUN_STATE_PAUSED, event_pb2.RUN_STATE_CANCELLING
+COMPLETED = event_pb2.RUN_STATE_COMPLETED
 FAILED, CANCELLED = event_pb2.RUN_STATE_FAILED, event_pb2.RUN_STATE_CANCELLED
 
 
@@ -40,7 +44,9 @@ class RunManager:
         self._queue: list[str] = []
         self._executors: dict[str, RunExecutor] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._mutating = asyncio.Lock()
+        # Of each run whose mutation is under way or waits for one that is.
+        self._mutating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._joining = 0
         self._mutations: set[asyncio.Task[RunRecord]] = set()
         self._draining = False
 
@@ -51,12 +57,19 @@ class RunManager:
         if not recover:
             return
         for record in await self._store.runs_in_states([CANCELLING]):
-            await self._change(record.run_id, CANCELLED, expect=[CANCELLING], end_time=datetime.now(UTC))
+            await self._end_cancelling(record)
         for record in await self._store.runs_in_states([RUNNING]):
             logger.info("run %s was running and goes on", record.run_id)
             self._queue.append(record.run_id)
         self._queue.extend(record.run_id for record in await self._store.runs_in_states([QUEUED]))
         self._schedule()
+
+    async def _end_cancelling(self, record: RunRecord) -> None:
+        """Ends a run that a server left behind while it was being cancelled."""
+        # Once its model is registered, a cancellation is too late.
+        changed = event_pb2.RunStateChanged(to_state=COMPLETED if record.model_version_id else CANCELLED)
+        events, changes = await stopped(self._store, record.run_id, changed)
+        await self._store.append(record.run_id, events, changes=changes, expect=[CANCELLING])
 
     async def create(self, request: run_pb2.CreateRunRequest) -> RunRecord:
         """Validates and stores a run, and queues it unless it is held."""
@@ -68,7 +81,7 @@ class RunManager:
         recipe = find_recipe(request.recipe, RECIPES)
         overrides = {key: _plain(value) for key, value in request.config.fields.items()}
         config = recipe.configure(request.preset, overrides)
-        submit = SubmitContext(config=config, ports=self._ports)
+        submit = SubmitContext(config=config, ports=self._ports, origins=recipe.origins(request.preset, overrides))
         for name in recipe.workflow.stage_names():
             await STAGES[name].validate(submit)
         seed = request.seed if request.HasField("seed") else 0
@@ -87,22 +100,22 @@ class RunManager:
         )
         if request.validate_only:
             return record
-        return await self._own(self._create(record, hold=request.hold, request=key))
+        return await self._own(record.run_id, self._create(record, hold=request.hold, request=key))
 
     async def _create(self, record: RunRecord, *, hold: bool, request: RequestKey | None) -> RunRecord:
-        self._check_room()
         events = [event_pb2.RunEvent(state_changed=event_pb2.RunStateChanged(to_state=CREATED))]
         if not hold:
             events.append(event_pb2.RunEvent(state_changed=event_pb2.RunStateChanged(to_state=QUEUED)))
             record = replace(record, state=QUEUED)
-        stored, created = await self._store.create_run(record, events, request=request)
-        if created:
-            self._enqueue(stored)
+        with self._room():
+            stored, created = await self._store.create_run(record, events, request=request)
+            if created:
+                self._enqueue(stored)
         return stored
 
     async def begin(self, run_id: str, request: run_pb2.StartRunRequest) -> RunRecord:
         """Queues a CREATED run."""
-        return await self._own(self._queue_again(run_id, [CREATED], _request_key(request, "StartRun")))
+        return await self._own(run_id, self._queue_again(run_id, [CREATED], _request_key(request, "StartRun")))
 
     async def resume(self, run_id: str, request: run_pb2.ResumeRunRequest) -> RunRecord:
         """Queues the next attempt of a run that stopped."""
@@ -110,19 +123,22 @@ class RunManager:
         if not self._options.recover and run_id not in self._executors and run_id not in self._queue:
             # An embedded server takes up no interrupted run by itself; asking for it does.
             expect += [RUNNING, QUEUED]
-        return await self._own(self._queue_again(run_id, expect, _request_key(request, "ResumeRun")))
+        return await self._own(run_id, self._queue_again(run_id, expect, _request_key(request, "ResumeRun")))
 
     async def _queue_again(
         self, run_id: str, expect: list[event_pb2.RunState], request: RequestKey | None
     ) -> RunRecord:
-        self._check_room()
-        record = await self._change(run_id, QUEUED, expect=expect, request=request, end_time=None, failure=None)
-        self._enqueue(record)
+        with self._room():
+            # A pause that a server did not live to obey is over, too.
+            record = await self._change(
+                run_id, QUEUED, expect=expect, request=request, end_time=None, failure=None, pause_requested=False
+            )
+            self._enqueue(record)
         return record
 
     async def pause(self, run_id: str) -> RunRecord:
         """Asks a run to stop at a checkpoint."""
-        return await self._own(self._pause(run_id))
+        return await self._own(run_id, self._pause(run_id))
 
     async def _pause(self, run_id: str) -> RunRecord:
         record = await self._store.get_run(run_id)
@@ -138,7 +154,7 @@ class RunManager:
 
     async def cancel(self, run_id: str, reason: str) -> RunRecord:
         """Asks a run to stop for good."""
-        return await self._own(self._cancel(run_id, reason))
+        return await self._own(run_id, self._cancel(run_id, reason))
 
     async def _cancel(self, run_id: str, reason: str) -> RunRecord:
         record = await self._store.get_run(run_id)
@@ -153,11 +169,14 @@ class RunManager:
         self._forget(run_id)
         return await self._change(run_id, CANCELLED, expect=[CANCELLING], reason=reason, end_time=datetime.now(UTC))
 
-    async def _own(self, mutation: Coroutine[Any, Any, RunRecord]) -> RunRecord:
-        """Finishes a mutation even when its caller hangs up between the commit and the queue; one at a time."""
+    async def _own(self, run_id: str, mutation: Coroutine[Any, Any, RunRecord]) -> RunRecord:
+        """Finishes a mutation even when its caller hangs up between the commit and the queue; those of one run come
+        one at a time.
+        """
 
         async def alone() -> RunRecord:
-            async with self._mutating:
+            lock = self._mutating.setdefault(run_id, asyncio.Lock())
+            async with lock:
                 return await mutation
 
         task = asyncio.create_task(alone())
@@ -199,17 +218,25 @@ class RunManager:
             request=request,
         )
 
-    def _check_room(self) -> None:
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Keeps a place in the queue for a run that may join it."""
         if self._draining:
             raise UnavailableError("the server is shutting down: try again", reason="DRAINING", retry_delay=1.0)
         limit = self._options.max_queued_runs
-        if len(self._queue) >= limit:
+        queued = len(self._queue) + self._joining
+        if queued >= limit:
             raise ResourceExhaustedError(
-                f"{len(self._queue)} runs are queued, at most {limit} are allowed: try again when one has ended",
+                f"{queued} runs are queued, at most {limit} are allowed: try again when one has ended",
                 reason="QUEUE_FULL",
                 metadata={"max_queued_runs": limit},
                 retry_delay=30.0,
             )
+        self._joining += 1
+        try:
+            yield
+        finally:
+            self._joining -= 1
 
     def _enqueue(self, record: RunRecord) -> None:
         """Queues a run; one that a repeated request names may have gone on since, and stays as it is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from crucible.kitchen.v1 import event_pb2
 from crucible.port.metrics.v1 import metrics_pb2
@@ -14,6 +15,9 @@ from crucible_kitchen.workflows.context import Ports
 logger = logging.getLogger(__name__)
 
 _BATCH = 128
+_MAX_POINTS = 4096
+# Fast steps are recorded together: each batch is a transaction of the metrics store.
+_GATHER_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
 _WAIT_SECONDS = 30.0
 
@@ -31,28 +35,17 @@ class MetricsFeed:
         """Feeds until it is cancelled."""
         while True:
             await self.catch_up()
-            await self._store.wait_for_events(self._run_id, self._sent, _WAIT_SECONDS)
+            if await self._store.wait_for_events(self._run_id, self._sent, _WAIT_SECONDS):
+                await asyncio.sleep(_GATHER_SECONDS)
 
     async def catch_up(self) -> None:
         """Feeds what is in the log now. A store that does not answer is asked again until it does."""
         while events := await self._store.read_events(self._run_id, self._sent, limit=_BATCH):
-            for event in events:
-                await self._record(event)
-                self._sent = event.sequence
+            for batch in _batches(events):
+                await self._record(batch)
+            self._sent = events[-1].sequence
 
-    async def _record(self, event: event_pb2.RunEvent) -> None:
-        metrics = _metrics(event)
-        if not metrics:
-            return
-        request = metrics_pb2.RecordMetricsRequest(
-            run_id=self._run_id,
-            batch_key=event.sequence,
-            attempt=event.attempt,
-            points=[
-                metrics_pb2.MetricPoint(name=name, step=event.step, value=value, time=event.time)
-                for name, value in sorted(metrics.items())
-            ],
-        )
+    async def _record(self, request: metrics_pb2.RecordMetricsRequest) -> None:
         while True:
             try:
                 await (await self._ports.stub("metrics")).RecordMetrics(request)
@@ -60,11 +53,35 @@ class MetricsFeed:
             except KitchenError as error:
                 if not error.retryable:
                     logger.error(
-                        "run %s: event %d is not in the metrics store: %s", self._run_id, event.sequence, error
+                        "run %s: the metrics of %d values up to event %d are not in the metrics store: %s",
+                        *(self._run_id, len(request.points), request.batch_key, error),
                     )
                     return
                 logger.warning("run %s: the metrics store does not answer: %s", self._run_id, error)
                 await asyncio.sleep(_RETRY_SECONDS)
+
+
+def _batches(events: Sequence[event_pb2.RunEvent]) -> list[metrics_pb2.RecordMetricsRequest]:
+    """The events' metrics in as few batches as may be, in order, each with its newest event's sequence as its key.
+
+    What is recorded under a key has everything before it recorded too; so a repeat may draw the batches' borders
+    elsewhere.
+    """
+    batches: list[metrics_pb2.RecordMetricsRequest] = []
+    for event in events:
+        metrics = _metrics(event)
+        if not metrics:
+            continue
+        last = batches[-1] if batches else None
+        if last is None or last.attempt != event.attempt or len(last.points) + len(metrics) > _MAX_POINTS:
+            last = metrics_pb2.RecordMetricsRequest(run_id=event.run_id, attempt=event.attempt)
+            batches.append(last)
+        last.batch_key = event.sequence
+        last.points.extend(
+            metrics_pb2.MetricPoint(name=name, step=event.step, value=value, time=event.time)
+            for name, value in sorted(metrics.items())
+        )
+    return batches
 
 
 def _metrics(event: event_pb2.RunEvent) -> dict[str, float]:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from crucible.kitchen.v1 import event_pb2
 from crucible.port.tokenizer.v1 import tokenizer_pb2
 from crucible.type.v1 import message_pb2
+from crucible_kit.conversations import to_conversation
 from crucible_kit.errors import FailedPreconditionError
-from crucible_kit.tensors import unpack_tokens
+from crucible_kit.sequences import Sequence
 from crucible_kitchen.stages.data import OpenDataset
-from crucible_kitchen.stages.datums import Sequence, unigram_nll
-from crucible_kitchen.stages.rows import to_conversation
+from crucible_kitchen.stages.datums import unigram_nll
 from crucible_kitchen.stages.session import Tokenizer
 from crucible_kitchen.workflows.context import StageContext
 from crucible_kitchen.workflows.stage import MAX_COUNT, Kind, Output, PortUse, Stage, StageOptions
@@ -37,11 +36,6 @@ TRAIN_ON = {
 class BuildDatumsOptions(StageOptions):
     """How rows become sequences, and how many steps that makes."""
 
-    fields: dict[str, Annotated[str, Field(max_length=255)]] = Field(
-        default={},
-        max_length=32,
-        description="Field of the accepted row shapes -> the rows' own field, such as {question: problem}.",
-    )
     max_length: int = Field(
         default=32768, ge=2, le=MAX_COUNT, description="Rows are cut to so many tokens, and to what the model takes."
     )
@@ -60,9 +54,6 @@ class BuildDatumsOptions(StageOptions):
         ge=0,
         le=MAX_COUNT,
         description="Optimizer steps in all, in as many epochs as that takes; 0: num_epochs decides.",
-    )
-    eval_max_rows: int = Field(
-        default=0, ge=0, le=MAX_COUNT, description="Only the first so many held-out rows are used; 0: all."
     )
 
 
@@ -104,11 +95,16 @@ class BuildDatums(Stage):
         options = context.options(BuildDatumsOptions)
         dataset: OpenDataset = context["dataset"]
         eval_dataset: OpenDataset | None = context["eval_dataset"]
-        train, _ = await self._build(context, dataset, options, limit=0)
+        if not context["tokenizer"].info.has_chat_template:
+            message = (
+                "the tokenizer has no chat template: rows are rendered plainly, as 'User: ...' and 'Assistant: ...'"
+            )
+            await _log(context, event_pb2.LogRecorded.SEVERITY_INFO, message)
+        train, _ = await self._build(context, dataset, options)
         held_out, conversations = [], []
         unigram = math.nan
         if eval_dataset is not None:
-            held_out, conversations = await self._build(context, eval_dataset, options, limit=options.eval_max_rows)
+            held_out, conversations = await self._build(context, eval_dataset, options)
             unigram = unigram_nll(train, held_out, context["tokenizer"].info.vocab_size)
         context["data"] = TrainingData(
             train=train, held_out=held_out, held_out_conversations=conversations, unigram_nll=unigram
@@ -125,22 +121,21 @@ class BuildDatums(Stage):
                 num_rows=len(train),
                 trained_tokens_per_epoch=sum(each.trained_tokens for each in train),
                 dataset_fingerprint=dataset.info.fingerprint,
+                num_eval_rows=len(held_out),
             ),
         )
 
     async def _build(
-        self, context: StageContext, dataset: OpenDataset, options: BuildDatumsOptions, *, limit: int
+        self, context: StageContext, dataset: OpenDataset, options: BuildDatumsOptions
     ) -> tuple[list[Sequence], list[message_pb2.Conversation]]:
-        rows = await dataset.rows(limit)
-        conversations = [to_conversation(row, index, options.fields) for index, row in enumerate(rows)]
+        rows = await dataset.rows()
+        conversations = [to_conversation(row, number) for number, row in rows]
         rendered = await render(context, conversations, TRAIN_ON[options.train_on])
         longest = min(options.max_length, context["session"].info.max_sequence_tokens + 1)
         sequences, kept, cut = [], [], 0
         for conversation, each in zip(conversations, rendered, strict=True):
-            tokens = unpack_tokens(each.tokens_int32)
-            cut += len(tokens) > longest
-            mask = np.frombuffer(each.train_mask_uint8, dtype=np.uint8)
-            sequence = Sequence(tokens=tokens[:longest], mask=mask[:longest])
+            cut += len(each.train_mask_uint8) > longest
+            sequence = Sequence.from_rendered(each, longest)
             if sequence.trained_tokens:
                 sequences.append(sequence)
                 kept.append(conversation)
@@ -156,10 +151,12 @@ class BuildDatums(Stage):
                 f"{dataset.key}: of {len(rows)} rows {cut} were cut to {longest} tokens, "
                 f"and {len(rows) - len(kept)} were left out, having no token to train on"
             )
-            await context.emit(
-                log_recorded=event_pb2.LogRecorded(severity=event_pb2.LogRecorded.SEVERITY_WARNING, message=message)
-            )
+            await _log(context, event_pb2.LogRecorded.SEVERITY_WARNING, message)
         return sequences, kept
+
+
+async def _log(context: StageContext, severity: event_pb2.LogRecorded.Severity, message: str) -> None:
+    await context.emit(log_recorded=event_pb2.LogRecorded(severity=severity, message=message))
 
 
 async def render(
@@ -169,7 +166,7 @@ async def render(
     *,
     add_generation_prompt: bool = False,
 ) -> list[tokenizer_pb2.RenderedConversation]:
-    """The conversations as token ids and train masks, in order."""
+    """The conversations as token ids and train masks, in order; plainly when the tokenizer has no chat template."""
     stub = await context.stub("tokenizer")
     tokenizer: Tokenizer = context["tokenizer"]
     rendered: list[tokenizer_pb2.RenderedConversation] = []
@@ -179,6 +176,7 @@ async def render(
             conversations=conversations[start : start + _RENDER_BATCH],
             add_generation_prompt=add_generation_prompt,
             train_on=train_on,
+            plain_without_template=not tokenizer.info.has_chat_template,
         )
         rendered.extend((await stub.ApplyChatTemplate(request, timeout=_RENDER_SECONDS)).rendered)
     return rendered

@@ -1,75 +1,10 @@
-"""Tokenised sequences: what batches are made of."""
+"""What a run tells of its sequences beside training on them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from crucible.type.v1 import datum_pb2
-from crucible_kit.tensors import pack_tokens, to_tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sequence:
-    """One row as tokens, truncated to max_length.
-
-    Attributes:
-        tokens: ids of shape [n + 1], int32.
-        mask: shape [n + 1], uint8; 1 where the token is trained on.
-    """
-
-    tokens: np.ndarray
-    mask: np.ndarray
-
-    @property
-    def targets(self) -> np.ndarray:
-        """Ids trained on, shape [trained_tokens]."""
-        return self.tokens[1:][self.mask[1:] == 1]
-
-    @property
-    def trained_tokens(self) -> int:
-        """Number of tokens trained on; the first token of a row has nothing before it and can't be."""
-        return int(self.mask[1:].sum())
-
-    @property
-    def input_tokens(self) -> int:
-        """Number of tokens the model reads."""
-        return len(self.tokens) - 1
-
-    def datum(self, weight: float) -> datum_pb2.Datum:
-        """The datum: input tokens[:-1], targets tokens[1:], `weight` on each trained token and 0 on the others."""
-        return datum_pb2.Datum(
-            model_input=datum_pb2.ModelInput(
-                chunks=[datum_pb2.ModelInputChunk(tokens_int32=pack_tokens(self.tokens[:-1]))]
-            ),
-            loss_fn_inputs={
-                "target_tokens": to_tensor(self.tokens[1:]),
-                "weights": to_tensor(self.mask[1:].astype(np.float32) * np.float32(weight)),
-            },
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """The sequences of one optimizer step."""
-
-    sequences: tuple[Sequence, ...]
-
-    @property
-    def trained_tokens(self) -> int:
-        """Tokens trained on, over all sequences."""
-        return sum(each.trained_tokens for each in self.sequences)
-
-    @property
-    def input_tokens(self) -> int:
-        """Tokens the model reads, over all sequences."""
-        return sum(each.input_tokens for each in self.sequences)
-
-    def datums(self) -> list[datum_pb2.Datum]:
-        """The datums, weighted by 1 / trained_tokens so that the summed loss is the batch's mean."""
-        weight = 1.0 / self.trained_tokens
-        return [each.datum(weight) for each in self.sequences]
+from crucible_kit.sequences import Sequence
 
 
 def unigram_nll(train: list[Sequence], held_out: list[Sequence], vocab_size: int) -> float:

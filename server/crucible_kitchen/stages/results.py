@@ -9,15 +9,16 @@ from crucible.port.registry.v1 import registry_pb2
 from crucible.port.sampling.v1 import sampling_pb2
 from crucible.port.tokenizer.v1 import tokenizer_pb2
 from crucible.type.v1 import message_pb2
-from crucible_kit.errors import capability_missing, field_error
+from crucible_kit.errors import capability_missing
+from crucible_kit.faults import fault_point
+from crucible_kit.sequences import Batch
 from crucible_kit.tensors import pack_tokens, unpack_tokens
+from crucible_kit.training import TrainingSession
 from crucible_kitchen.metric_definitions import check_names
 from crucible_kitchen.ports.sampling import SamplingSession
-from crucible_kitchen.ports.training import TrainingSession
 from crucible_kitchen.stages.build_datums import TrainingData, render
 from crucible_kitchen.stages.data import LoadDatasetOptions
-from crucible_kitchen.stages.datums import Batch
-from crucible_kitchen.stages.session import BaseModelOptions, Tokenizer
+from crucible_kitchen.stages.session import BaseModelOptions, ModelOptions, Tokenizer
 from crucible_kitchen.stages.training import CROSS_ENTROPY
 from crucible_kitchen.workflows.context import StageContext, SubmitContext
 from crucible_kitchen.workflows.stage import MAX_COUNT, Kind, Output, PortUse, Stage, StageOptions
@@ -29,6 +30,12 @@ class CheckpointOptions(StageOptions):
     save_every: int = Field(
         default=0, ge=0, le=MAX_COUNT, description="Save a checkpoint after each so many steps; 0: only at the end."
     )
+    keep_last: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_COUNT,
+        description="Keep only so many of the newest checkpoints, beside the final one; 0: all.",
+    )
 
 
 class SaveCheckpoint(Stage):
@@ -39,7 +46,7 @@ class SaveCheckpoint(Stage):
     options = CheckpointOptions
     inputs = ("session",)
     ports = (PortUse(port="training"), PortUse(port="blob"))
-    events = ("checkpoint_saved",)
+    events = ("checkpoint_saved", "checkpoint_deleted")
     saves_position = True
 
     async def run(self, context: StageContext) -> None:
@@ -54,7 +61,7 @@ class SaveFinal(Stage):
     inputs = ("session",)
     outputs = (Output(key="weights_saved", kind=Kind.VALUE),)
     ports = (PortUse(port="training"), PortUse(port="blob"))
-    events = ("checkpoint_saved",)
+    events = ("checkpoint_saved", "checkpoint_deleted")
     saves_position = True
 
     async def run(self, context: StageContext) -> None:
@@ -91,13 +98,12 @@ class Evaluate(Stage):
 
     async def validate(self, context: SubmitContext) -> None:
         options = context.options(EvaluateOptions)
-        if not context.options(LoadDatasetOptions).eval_dataset:
+        if not context.options(LoadDatasetOptions).has_held_out:
             for key in ("eval_every", "eval_at_start", "sample_prompts"):
                 if getattr(options, key):
-                    raise field_error(
-                        f"config.{key}",
-                        "needs held-out rows: set eval_dataset, or leave it out",
-                        reason="CONFIG_INVALID",
+                    raise context.conflict(
+                        (key, "eval_dataset", "eval_fraction"),
+                        f"{key} needs held-out rows: set eval_dataset or eval_fraction, or {key} to nothing",
                     )
         if options.sample_prompts and "sampling.follow" not in await context.ports.capabilities("sampling"):
             raise capability_missing("sampling", "sampling.follow", "set sample_prompts=0")
@@ -106,7 +112,7 @@ class Evaluate(Stage):
         data: TrainingData = context["data"]
         if not data.held_out:
             context["eval_metrics"] = {}
-            await context.emit(stage_skipped=event_pb2.StageSkipped(stage=self.name, reason="no eval_dataset is set"))
+            await context.emit(stage_skipped=event_pb2.StageSkipped(stage=self.name, reason="no rows are held out"))
             return
         batch = Batch(sequences=tuple(data.held_out))
         session: TrainingSession = context["session"]
@@ -126,37 +132,41 @@ class Evaluate(Stage):
     ) -> list[event_pb2.EvaluationSample]:
         if not options.sample_prompts:
             return []
-        chosen = data.held_out_conversations[: options.sample_prompts]
+        # Of a single message there is nothing to complete.
+        chosen = [each for each in data.held_out_conversations if len(each.messages) > 1][: options.sample_prompts]
         prompts = [message_pb2.Conversation(messages=each.messages[:-1]) for each in chosen]
         rendered = await render(context, prompts, message_pb2.TRAIN_ON_ALL_TOKENS, add_generation_prompt=True)
+        session: TrainingSession = context["session"]
         tokenizer: Tokenizer = context["tokenizer"]
-        stop = [tokenizer.info.eos_token_id] if tokenizer.info.HasField("eos_token_id") else []
-        sampler = await SamplingSession.follow(await context.stub("sampling"), context["session"].session_id)
+        conversations, outputs = [], []
+        sampler = await SamplingSession.follow(await context.stub("sampling"), session.session_id)
         try:
-            outputs = []
-            for index, each in enumerate(rendered):
+            for index, (conversation, each) in enumerate(zip(chosen, rendered, strict=True)):
+                prompt = unpack_tokens(each.tokens_int32)
+                # A prompt as long as the model's context leaves no room for an answer.
+                if len(prompt) >= session.info.max_sequence_tokens:
+                    continue
                 params = sampling_pb2.SamplingParams(
                     max_tokens=options.sample_max_tokens,
                     temperature=options.sample_temperature,
                     seed=context.seed_for("sample", index),
-                    stop_tokens=stop,
+                    stop_tokens=tokenizer.stop_tokens,
                 )
-                outputs.append(await sampler.sample(unpack_tokens(each.tokens_int32), params))
+                outputs.append(
+                    tokenizer_pb2.TokenSequence(tokens_int32=pack_tokens(await sampler.sample(prompt, params)))
+                )
+                conversations.append(conversation)
         finally:
             await sampler.close()
-        decode = tokenizer_pb2.DecodeBatchRequest(
-            tokenizer=tokenizer.name,
-            sequences=[tokenizer_pb2.TokenSequence(tokens_int32=pack_tokens(each)) for each in outputs],
-            skip_special_tokens=True,
-        )
+        if not outputs:
+            return []
+        decode = tokenizer_pb2.DecodeBatchRequest(tokenizer=tokenizer.name, sequences=outputs, skip_special_tokens=True)
         texts = (await (await context.stub("tokenizer")).DecodeBatch(decode)).texts
         return [
             event_pb2.EvaluationSample(
-                prompt=conversation.messages[-2].content if len(conversation.messages) > 1 else "",
-                target=conversation.messages[-1].content,
-                output=text,
+                prompt=conversation.messages[-2].content, target=conversation.messages[-1].content, output=text
             )
-            for conversation, text in zip(chosen, texts, strict=True)
+            for conversation, text in zip(conversations, texts, strict=True)
         ]
 
 
@@ -178,6 +188,7 @@ class RegisterModel(Stage):
     outputs = (Output(key="model_version_id", kind=Kind.VALUE),)
     ports = (PortUse(port="registry"),)
     events = ("model_registered",)
+    releases = True
 
     async def run(self, context: StageContext) -> None:
         run, options = context.run, context.options(RegisterOptions)
@@ -195,17 +206,22 @@ class RegisterModel(Stage):
             metrics=context["eval_metrics"],
         )
         this = registry_pb2.LineageNode(kind=registry_pb2.NODE_KIND_MODEL_VERSION, id="self")
+        origins = [
+            (registry_pb2.EDGE_KIND_PRODUCED_BY, registry_pb2.NODE_KIND_RUN, run.run_id),
+            (registry_pb2.EDGE_KIND_TRAINED_ON, registry_pb2.NODE_KIND_DATASET, context["dataset_fingerprint"]),
+            (registry_pb2.EDGE_KIND_FINE_TUNED_FROM, registry_pb2.NODE_KIND_MODEL_VERSION, options.model),
+        ]
+        start = context.options(ModelOptions).start_from
+        if start:
+            origins.append((registry_pb2.EDGE_KIND_FINE_TUNED_FROM, registry_pb2.NODE_KIND_ARTIFACT, start))
         lineage = [
             registry_pb2.LineageEdge(kind=kind, from_node=this, to_node=registry_pb2.LineageNode(kind=node, id=node_id))
-            for kind, node, node_id in (
-                (registry_pb2.EDGE_KIND_PRODUCED_BY, registry_pb2.NODE_KIND_RUN, run.run_id),
-                (registry_pb2.EDGE_KIND_TRAINED_ON, registry_pb2.NODE_KIND_DATASET, context["dataset_fingerprint"]),
-                (registry_pb2.EDGE_KIND_FINE_TUNED_FROM, registry_pb2.NODE_KIND_MODEL_VERSION, options.model),
-            )
+            for kind, node, node_id in origins
         ]
         stub = await context.stub("registry")
         request = registry_pb2.RegisterVersionRequest(version=version, lineage=lineage)
         version_id = (await stub.RegisterVersion(request)).version.version_id
+        fault_point("server.register.after")
         context["model_version_id"] = version_id
         await context.emit(
             changes={"model_version_id": version_id},

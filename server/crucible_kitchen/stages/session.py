@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,13 +11,21 @@ from pydantic import Field
 
 from crucible.port.hub.v1 import hub_pb2
 from crucible.port.tokenizer.v1 import tokenizer_pb2
-from crucible.port.training.v1 import training_pb2
-from crucible_kit.errors import KitchenError, capability_missing, field_error
-from crucible_kitchen.ports.training import TrainingSession
+from crucible_kit.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    KitchenError,
+    capability_missing,
+    field_error,
+)
+from crucible_kit.training import TrainingSession, public_name
+from crucible_kitchen.ports.hub import MODEL_FILES, SNAPSHOT_SECONDS, TOKENIZER_FILES, snapshot_request
+from crucible_kitchen.stages.lora import LoraOptions, as_config_error, check_lora
+from crucible_kitchen.stages.start_from import check_start, find_start, load_start
 from crucible_kitchen.workflows.context import Ports, StageContext, SubmitContext
 from crucible_kitchen.workflows.stage import Kind, Output, PortUse, Stage, StageOptions
 
-_SNAPSHOT_SECONDS = 3600.0
+_FIND_SECONDS = 120.0
 
 
 class BaseModelOptions(StageOptions):
@@ -28,12 +38,17 @@ class BaseModelOptions(StageOptions):
     )
 
 
-class ModelOptions(BaseModelOptions):
-    """Which model to train, and how much of it."""
+class ModelOptions(BaseModelOptions, LoraOptions):
+    """Which model to train, how much of it, and from where."""
 
-    lora_rank: int = Field(default=32, ge=0, le=4096, description="Rank of the LoRA adapter; 0 trains every weight.")
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
-        default="auto", description="Type of the trained weights; auto: the model's own on a GPU, float32 on a CPU."
+        default="auto", description="Type of the model's weights; auto: its own on a GPU, float32 on a CPU."
+    )
+    start_from: str = Field(
+        default="",
+        max_length=4096,
+        description="Checkpoint to begin with, weights only: the folder of one that a run has saved, or of a LoRA "
+        "adapter or model made elsewhere, absolute or owner/name on the hub; empty: the model as it is.",
     )
 
 
@@ -52,17 +67,47 @@ class Tokenizer:
     name: str
     info: tokenizer_pb2.GetTokenizerInfoResponse
 
+    @property
+    def stop_tokens(self) -> list[int]:
+        """Ids at which sampling stops; none for a tokenizer that has none."""
+        if self.info.end_of_turn_token_ids:
+            return list(self.info.end_of_turn_token_ids)
+        return [self.info.eos_token_id] if self.info.HasField("eos_token_id") else []
 
-async def resolve_model(ports: Ports, repo: str, *, key: str) -> hub_pb2.SnapshotRepoResponse:
-    """Brings a model's files to this machine. Raises INVALID_ARGUMENT MODEL_NOT_FOUND naming the configuration key."""
+
+async def find_model(ports: Ports, repo: str, *, key: str) -> None:
+    """Checks that a model is there and may be read; its files stay where they are. Raises as `resolve_model`."""
     hub = await ports.stub("hub")
+    with _model_errors(key):
+        await hub.GetRepoInfo(hub_pb2.GetRepoInfoRequest(ref=hub_pb2.RepoRef(repo=repo)), timeout=_FIND_SECONDS)
+
+
+async def resolve_model(
+    ports: Ports, repo: str, *, key: str, files: tuple[str, ...] = MODEL_FILES
+) -> hub_pb2.SnapshotRepoResponse:
+    """Brings a model's files to this machine.
+
+    Args:
+        key: the configuration key that names the model.
+        files: patterns of the files that are needed; what lies in folders of the repository never is.
+
+    Raises:
+        InvalidArgumentError: MODEL_NOT_FOUND or REPO_ACCESS_DENIED naming the configuration key.
+    """
+    hub = await ports.stub("hub")
+    with _model_errors(key):
+        return await hub.SnapshotRepo(snapshot_request(repo, files), timeout=SNAPSHOT_SECONDS)
+
+
+@contextmanager
+def _model_errors(key: str) -> Iterator[None]:
     try:
-        return await hub.SnapshotRepo(
-            hub_pb2.SnapshotRepoRequest(ref=hub_pb2.RepoRef(repo=repo)), timeout=_SNAPSHOT_SECONDS
-        )
+        yield
     except KitchenError as error:
         if error.reason in ("REPO_NOT_FOUND", "REVISION_NOT_FOUND", "FIELD_INVALID", "PATH_NOT_ALLOWED"):
             raise field_error(f"config.{key}", error.message, reason="MODEL_NOT_FOUND") from error
+        if error.reason == "REPO_ACCESS_DENIED":
+            raise field_error(f"config.{key}", error.message, reason=error.reason) from error
         raise
 
 
@@ -78,12 +123,17 @@ class StartSession(Stage):
 
     async def validate(self, context: SubmitContext) -> None:
         options = context.options(ModelOptions)
+        check_lora(context)
         needed = "training.lora" if options.lora_rank else "training.full"
         fix = "set lora_rank=0 to train every weight" if options.lora_rank else "set lora_rank to train a LoRA adapter"
         if needed not in await context.ports.capabilities("training"):
             raise capability_missing("training", needed, fix)
         if "training.local_model" in await context.ports.capabilities("training"):
-            await resolve_model(context.ports, options.model, key="model")
+            await find_model(context.ports, options.model, key="model")
+        if options.start_from:
+            if "training.checkpoint_files" not in await context.ports.capabilities("training"):
+                raise capability_missing("training", "training.checkpoint_files", "leave start_from out")
+            check_start(context, await find_start(context.ports, options.start_from))
 
     async def run(self, context: StageContext) -> None:
         options, ports = context.options(ModelOptions), context.run.ports
@@ -91,18 +141,24 @@ class StartSession(Stage):
         if "training.local_model" in await ports.capabilities("training"):
             snapshot = await resolve_model(ports, options.model, key="model")
             base_model, revision = snapshot.local_path, snapshot.ref.revision
-        lora = training_pb2.LoraConfig(rank=options.lora_rank) if options.lora_rank else None
-        session = await TrainingSession.create(
-            await context.stub("training"),
-            base_model=base_model,
-            lora=lora,
-            seed=context.seed_for("weights"),
-            dtype=options.dtype,
-        )
+        try:
+            session = await TrainingSession.create(
+                await context.stub("training"),
+                base_model=base_model,
+                base_model_name=public_name(options.model),
+                lora=options.to_proto(),
+                seed=context.seed_for("weights"),
+                dtype=options.dtype,
+            )
+        except InvalidArgumentError as error:
+            raise as_config_error(error) from error
         context["session"] = session
         context["model_revision"] = revision
         if context.run.checkpoint is not None:
             await context.run.saver.restore(context, session)
+        elif options.start_from:
+            start = await find_start(ports, options.start_from)
+            await load_start(session, start, name=f"{context.run.run_id}/attempt-{context.run.attempt}/start")
 
     async def rollback(self, context: StageContext, error: BaseException) -> None:
         await close_session(context)
@@ -115,7 +171,9 @@ async def close_session(context: StageContext) -> None:
         try:
             await session.close()
         except KitchenError as error:
-            if not error.retryable and error.reason != "SESSION_NOT_FOUND":
+            # A hung adapter is ended by the next attempt, and with it the session.
+            gone = error.retryable or isinstance(error, DeadlineExceededError)
+            if not gone and error.reason != "SESSION_NOT_FOUND":
                 raise
 
 
@@ -132,12 +190,13 @@ class InitTokenizer(Stage):
     async def validate(self, context: SubmitContext) -> None:
         options = context.options(TokenizerOptions)
         if options.tokenizer:
-            await resolve_model(context.ports, options.tokenizer, key="tokenizer")
+            await find_model(context.ports, options.tokenizer, key="tokenizer")
 
     async def run(self, context: StageContext) -> None:
         options = context.options(TokenizerOptions)
         key = "tokenizer" if options.tokenizer else "model"
-        snapshot = await resolve_model(context.run.ports, options.tokenizer or options.model, key=key)
+        repo = options.tokenizer or options.model
+        snapshot = await resolve_model(context.run.ports, repo, key=key, files=TOKENIZER_FILES)
         stub = await context.stub("tokenizer")
         info = await stub.GetTokenizerInfo(tokenizer_pb2.GetTokenizerInfoRequest(tokenizer=snapshot.local_path))
         context["tokenizer"] = Tokenizer(name=snapshot.local_path, info=info)

@@ -11,12 +11,13 @@ from crucible.kitchen.v1 import event_pb2
 from crucible.port.training.v1 import training_pb2
 from crucible_kit.determinism import epoch_order
 from crucible_kit.errors import field_error
+from crucible_kit.faults import fault_point
 from crucible_kit.schedules import ScheduleName, learning_rate
+from crucible_kit.sequences import Batch
 from crucible_kit.tensors import from_tensor
+from crucible_kit.training import TrainingSession, merge
 from crucible_kitchen.metric_definitions import check_names
-from crucible_kitchen.ports.training import TrainingSession, merge
 from crucible_kitchen.stages.build_datums import BuildDatumsOptions, TrainingData
-from crucible_kitchen.stages.datums import Batch
 from crucible_kitchen.workflows.context import StageContext, SubmitContext
 from crucible_kitchen.workflows.stage import MAX_COUNT, Kind, Output, PortUse, Stage, StageOptions
 
@@ -83,6 +84,7 @@ class ForwardBackward(Stage):
     async def run(self, context: StageContext) -> None:
         session: TrainingSession = context["session"]
         context["pending_forward"] = await session.enqueue_forward_backward(context["batch"].datums(), CROSS_ENTROPY)
+        fault_point("server.forward_backward.after")
 
 
 class OptimizerOptions(StageOptions):
@@ -90,10 +92,18 @@ class OptimizerOptions(StageOptions):
 
     learning_rate: float = Field(default=2e-4, ge=0, allow_inf_nan=False, description="Peak learning rate.")
     lr_schedule: ScheduleName = Field(
-        default="linear", description="How the learning rate goes to the last step; linear and cosine end at 0."
+        default="linear",
+        description="How the learning rate goes on after warm-up: constant, or linear or cosine to min_lr_ratio.",
     )
     warmup_steps: int = Field(
         default=0, ge=0, le=MAX_COUNT, description="Steps over which the learning rate rises to its peak."
+    )
+    min_lr_ratio: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Part of the peak that linear and cosine come down to after the last step.",
     )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of AdamW's first moment.")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="Decay of AdamW's second moment.")
@@ -123,10 +133,14 @@ class OptimStep(Stage):
     async def validate(self, context: SubmitContext) -> None:
         options, max_steps = context.options(OptimizerOptions), context.config.get("max_steps", 0)
         if max_steps and options.warmup_steps >= max_steps:
-            raise field_error(
-                "config.warmup_steps",
-                f"is {options.warmup_steps}, must be less than max_steps, {max_steps}",
-                reason="CONFIG_INVALID",
+            raise context.conflict(
+                ("warmup_steps", "max_steps"),
+                f"warmup_steps, {options.warmup_steps}, must be less than max_steps, {max_steps}",
+            )
+        if options.lr_schedule == "constant" and options.min_lr_ratio:
+            raise context.conflict(
+                ("min_lr_ratio", "lr_schedule"),
+                "min_lr_ratio has no effect with lr_schedule constant: choose linear or cosine, or leave it out",
             )
 
     async def run(self, context: StageContext) -> None:
@@ -144,6 +158,7 @@ class OptimStep(Stage):
             peak=options.learning_rate,
             schedule=options.lr_schedule,
             warmup_steps=options.warmup_steps,
+            final_fraction=options.min_lr_ratio,
         )
         adam = training_pb2.AdamParams(
             learning_rate=rate,
@@ -203,9 +218,9 @@ class LogMetrics(Stage):
         }
         check_names(metrics)
         run.stage_seconds.clear()
-        await context.emit(
-            changes={"step": run.step}, step_completed=event_pb2.StepCompleted(metrics=metrics, fraction=fraction)
-        )
+        done = event_pb2.StepCompleted(metrics=metrics, fraction=fraction)
+        # The engine computes the next step while the disk takes the event of this one.
+        await context.emit(changes={"step": run.step}, wait=False, step_completed=done)
 
 
 def _mean_nll(batch: Batch, result: training_pb2.ForwardResult) -> float:

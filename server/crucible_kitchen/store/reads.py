@@ -97,12 +97,32 @@ def event_page(connection: Connection, run_id: str, after: int, limit: int, max_
 
 
 def run_checkpoints(connection: Connection, run_id: str) -> list[CheckpointRecord]:
-    """The run's checkpoints, oldest first. Raises RUN_NOT_FOUND."""
-    query = select(*_CHECKPOINT_COLUMNS).where(checkpoints.c.run_id == run_id).order_by(checkpoints.c.sequence)
+    """The run's checkpoints, oldest first: without those that are deleted, with those that are damaged.
+
+    Raises NOT_FOUND RUN_NOT_FOUND.
+    """
+    query = (
+        select(*_CHECKPOINT_COLUMNS)
+        .where(checkpoints.c.run_id == run_id, checkpoints.c.delete_sequence.is_(None))
+        .order_by(checkpoints.c.sequence)
+    )
     found = [CheckpointRecord(**row) for row in connection.execute(query).mappings()]
     if not found:
         run_record(connection, run_id)
     return found
+
+
+def earlier_checkpoint(connection: Connection, run_id: str, before: int) -> CheckpointRecord | None:
+    """The newest checkpoint saved before an event that is there and not known to be damaged."""
+    query = (
+        select(*_CHECKPOINT_COLUMNS)
+        .where(checkpoints.c.run_id == run_id, checkpoints.c.sequence < before)
+        .where(checkpoints.c.delete_sequence.is_(None), checkpoints.c.damage_sequence.is_(None))
+        .order_by(checkpoints.c.sequence.desc())
+        .limit(1)
+    )
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else CheckpointRecord(**row)
 
 
 def request_run(connection: Connection, request: RequestKey, since: datetime) -> RunRecord | None:

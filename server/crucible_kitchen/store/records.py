@@ -14,6 +14,7 @@ from crucible.kitchen.v1.event_pb2 import (
     RUN_STATE_FAILED,
     Checkpoint,
     RunState,
+    RunSummary,
 )
 from crucible.type.v1.failure_pb2 import Failure
 
@@ -35,6 +36,7 @@ class CheckpointRecord:
         files: path, size_bytes and sha256 of each file.
         key_prefix: where its files lie in the run's blob store.
         sequence: its CheckpointSaved event; 0 until it is stored.
+        damage_sequence: its CheckpointDamaged event; None: nobody has found it damaged.
     """
 
     uri: str
@@ -47,6 +49,7 @@ class CheckpointRecord:
     files: list[dict[str, Any]]
     key_prefix: str
     sequence: int = 0
+    damage_sequence: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +82,7 @@ class RunRecord:
     model_version_id: str = ""
     latest_checkpoint: CheckpointRecord | None = None
     queue_order: int = 0
+    summary: RunSummary | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from crucible.kitchen.v1.event_pb2 import RunEvent, RunState
+from crucible_kit.errors import UnavailableError
 from crucible_kitchen.store import reads, writes
 from crucible_kitchen.store.database import migrate, reader_engine, storage_error, writer_engine
+from crucible_kitchen.store.newest import NewestRecords
 from crucible_kitchen.store.reads import EventPage
 from crucible_kitchen.store.records import CheckpointRecord, RequestKey, RunRecord
 from crucible_kitchen.store.signals import Signals
@@ -39,6 +41,7 @@ class Store:
         self._path = path
         self._clock = clock
         self._signals = Signals()
+        self._newest = NewestRecords()
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
         self._read_engine = reader_engine(path, _READERS)
         self._writer: Writer
@@ -92,6 +95,8 @@ class Store:
         changes: Mapping[str, Any] | None = None,
         expect: Collection[RunState] | None = None,
         checkpoint: CheckpointRecord | None = None,
+        deleted: Sequence[int] = (),
+        damaged: int | None = None,
         request: RequestKey | None = None,
     ) -> RunRecord:
         """Adds events to a run's log and changes the run, in one transaction; then wakes those who wait for it.
@@ -101,9 +106,14 @@ class Store:
 
         Args:
             changes: new values of state, attempt, pause_requested, failure, step, total_steps, start_time, end_time,
-                model_version_id or queue_order (given by the store when the run becomes QUEUED).
+                model_version_id, summary or queue_order (given by the store when the run becomes QUEUED). A start_time
+                or end_time that lies before the log's end becomes the log's end.
             expect: states in which this is allowed; None: all.
             checkpoint: stored with the sequence of the CheckpointSaved among the events; the run's latest from then on.
+            deleted: sequences of checkpoints that are gone from then on, one for each CheckpointDeleted among the
+                events, in the same order.
+            damaged: sequence of the run's newest checkpoint when it can't be read, with a CheckpointDamaged among the
+                events; the newest earlier one that is there and whole is the run's newest from then on.
             request: a repeat of the same request changes nothing.
 
         Returns:
@@ -112,7 +122,8 @@ class Store:
         Raises:
             FailedPreconditionError: RUN_STATE.
             InvalidArgumentError: REQUEST_ID_REUSED.
-            ValueError: a change of another column, or a checkpoint without its event.
+            ValueError: a change of another column, a checkpoint without its event, a deleted checkpoint that is the
+                run's latest or not there, a damaged one that is not the latest or the only one.
         """
         changed = dict(changes or {})
         if not changed.keys() <= writes.CHANGEABLE:
@@ -120,16 +131,41 @@ class Store:
         saved = sum(each.WhichOneof("payload") == "checkpoint_saved" for each in events)
         if checkpoint is not None and saved != 1:
             raise ValueError(f"a checkpoint is stored with exactly one CheckpointSaved event, not with {saved}")
-        return await self._writer.submit(
-            lambda connection: writes.append(
-                connection, run_id, events, changed, expect, checkpoint, request, self._clock()
-            ),
-            lambda record: self._signals.notify(run_id, record.last_sequence),
-        )
+        told = sum(each.WhichOneof("payload") == "checkpoint_deleted" for each in events)
+        if told != len(deleted):
+            raise ValueError(f"{len(deleted)} deleted checkpoints need a CheckpointDeleted event each, not {told}")
+        found = sum(each.WhichOneof("payload") == "checkpoint_damaged" for each in events)
+        if found != (damaged is not None):
+            raise ValueError(f"{found} CheckpointDamaged events don't fit the damaged checkpoint {damaged}")
+
+        def committed(record: RunRecord) -> None:
+            if checkpoint is None:
+                self._newest.committed(record)
+            else:
+                # Its position is the run's own still, and changes with it; the one that is read is a copy.
+                self._newest.forget(run_id)
+            self._signals.notify(run_id, record.last_sequence)
+
+        try:
+            return await self._writer.submit(
+                lambda connection: writes.append(
+                    connection, run_id, events, changed, expect, checkpoint, deleted, damaged, request, self._clock()
+                ),
+                committed,
+            )
+        except UnavailableError:
+            # The disk may have taken it or not.
+            self._newest.forget(run_id)
+            raise
 
     async def get_run(self, run_id: str) -> RunRecord:
-        """The run."""
-        return await self._read(reads.run_record, run_id)
+        """The run. The record is shared: not to be changed."""
+        record = self._newest.get(run_id)
+        if record is None:
+            changes = self._newest.changes
+            record = await self._read(reads.run_record, run_id)
+            self._newest.was_read(record, changes)
+        return record
 
     async def list_runs(
         self,
@@ -157,7 +193,7 @@ class Store:
         return await self._read(reads.event_page, run_id, after, limit, max_bytes)
 
     async def checkpoints(self, run_id: str) -> list[CheckpointRecord]:
-        """The run's checkpoints, oldest first."""
+        """The run's checkpoints, oldest first: without those that are deleted, with those that are damaged."""
         return await self._read(reads.run_checkpoints, run_id)
 
     async def request_seen(self, request: RequestKey) -> RunRecord | None:
@@ -167,7 +203,7 @@ class Store:
     async def wait_for_events(self, run_id: str, after: int, timeout: float) -> bool:
         """Waits until the log goes past `after`. False: the time, in seconds, ran out or waits were interrupted."""
         with self._signals.waiter(run_id) as waiter:
-            if (await self.event_page(run_id, after, limit=0)).last_sequence > after:
+            if (await self.get_run(run_id)).last_sequence > after:
                 return True
             try:
                 async with asyncio.timeout(timeout):

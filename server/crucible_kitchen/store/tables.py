@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from google.protobuf.message import Message
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     TypeDecorator,
 )
 
+from crucible.kitchen.v1.event_pb2 import RunSummary
 from crucible.type.v1.failure_pb2 import Failure
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -40,17 +42,21 @@ class Instant(TypeDecorator[datetime]):
         return None if value is None else _EPOCH + value * _MICROSECOND
 
 
-class FailureBytes(TypeDecorator[Failure]):
-    """A Failure as its protobuf bytes."""
+class MessageBytes(TypeDecorator[Message]):
+    """A protobuf message of one type as its bytes."""
 
     impl = LargeBinary
     cache_ok = True
 
-    def process_bind_param(self, value: Failure | None, dialect: Any) -> bytes | None:
+    def __init__(self, kind: type[Message]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def process_bind_param(self, value: Message | None, dialect: Any) -> bytes | None:
         return None if value is None else value.SerializeToString(deterministic=True)
 
-    def process_result_value(self, value: bytes | None, dialect: Any) -> Failure | None:
-        return None if value is None else Failure.FromString(value)
+    def process_result_value(self, value: bytes | None, dialect: Any) -> Message | None:
+        return None if value is None else self.kind.FromString(value)
 
 
 metadata = MetaData()
@@ -69,7 +75,7 @@ runs = Table(
     Column("state", Integer, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("pause_requested", Boolean, nullable=False),
-    Column("failure", FailureBytes),
+    Column("failure", MessageBytes(Failure)),
     Column("labels", JSON, nullable=False),
     Column("step", BigInteger, nullable=False),
     Column("total_steps", BigInteger, nullable=False),
@@ -82,6 +88,7 @@ runs = Table(
     Column("queue_order", BigInteger, nullable=False),
     # Sequence of the newest checkpoint's event; its row is in checkpoints.
     Column("checkpoint_sequence", BigInteger),
+    Column("summary", MessageBytes(RunSummary)),
     Index("runs_by_create_time", "create_time", "run_id"),
     Index("runs_by_state", "state", "queue_order"),
     Index("runs_by_queue_order", "queue_order"),
@@ -111,6 +118,10 @@ checkpoints = Table(
     Column("position", JSON, nullable=False),
     Column("files", JSON, nullable=False),
     Column("key_prefix", Text, nullable=False),
+    # Sequence of the event that says it is deleted; NULL: it is there.
+    Column("delete_sequence", BigInteger),
+    # Sequence of the event that says it can't be read; NULL: nobody has found that.
+    Column("damage_sequence", BigInteger),
 )
 
 requests = Table(

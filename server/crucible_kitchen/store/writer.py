@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from crucible_kit.errors import UnavailableError
+from crucible_kit.faults import fault_point
 from crucible_kitchen.store.database import storage_error
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,10 @@ class Writer:
     def _commit(self, jobs: list[_Job]) -> list[_Outcome]:
         try:
             with self._engine.begin() as connection:
-                return [_in_savepoint(connection, job) for job in jobs]
+                outcomes = [_in_savepoint(connection, job) for job in jobs]
+                fault_point("store.commit.before")
+            fault_point("store.commit.after")
+            return outcomes
         except Exception as error:
             logger.exception("the run store took nothing of %d writes", len(jobs))
             # Nobody knows what state the connection is in: the next batch gets a new one.

@@ -11,11 +11,12 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from crucible.kitchen.v1.event_pb2 import RUN_STATE_QUEUED, RUN_STATE_UNSPECIFIED, RunEvent, RunState
 from crucible_kit.errors import AlreadyExistsError, FailedPreconditionError
-from crucible_kitchen.store.reads import request_run, run_record
+from crucible_kitchen.store.reads import earlier_checkpoint, request_run, run_record
 from crucible_kitchen.store.records import CheckpointRecord, RequestKey, RunRecord
 from crucible_kitchen.store.tables import checkpoints, events, requests, runs
 
 REQUESTS_KEPT = timedelta(hours=24)
+_TIMES = ("start_time", "end_time")
 CHANGEABLE = frozenset(
     {
         "state",
@@ -28,6 +29,7 @@ CHANGEABLE = frozenset(
         "end_time",
         "model_version_id",
         "queue_order",
+        "summary",
     }
 )
 
@@ -67,6 +69,8 @@ def append(
     changes: Mapping[str, Any],
     expect: Collection[RunState] | None,
     checkpoint: CheckpointRecord | None,
+    deleted: Sequence[int],
+    damaged: int | None,
     request: RequestKey | None,
     now: datetime,
 ) -> RunRecord:
@@ -78,10 +82,13 @@ def append(
     if expect is not None and record.state not in expect:
         raise _wrong_state(record, expect)
     changed = dict(changes)
+    times = {name: changed[name] for name in _TIMES if changed.get(name) is not None}
+    changed |= {name: _no_earlier(connection, run_id, time) for name, time in times.items()}
+    now = max([now, *times.values()])
     if changed.get("state") == RUN_STATE_QUEUED != record.state and "queue_order" not in changed:
         changed["queue_order"] = _next_queue_order(connection)
     before, record = record.state, dataclasses.replace(record, **changed)
-    record = _append(connection, record, before, new_events, now, changed, checkpoint)
+    record = _append(connection, record, before, new_events, now, changed, checkpoint, deleted, damaged)
     _remember(connection, request, run_id, now)
     return record
 
@@ -94,13 +101,14 @@ def _append(
     now: datetime,
     changed: Mapping[str, Any] | None = None,
     checkpoint: CheckpointRecord | None = None,
+    deleted: Sequence[int] = (),
+    damaged: int | None = None,
 ) -> RunRecord:
-    """Writes the events, the checkpoint and the changed columns of a record that has the changes already.
+    """Writes the events, the checkpoints and the changed columns of a record that has the changes already.
 
     `state` is the one before them.
     """
-    row = connection.execute(select(runs.c.last_event_time).where(runs.c.run_id == record.run_id)).one()
-    time = max(now, row.last_event_time)  # the clock may go back, a log does not
+    time = _no_earlier(connection, record.run_id, now)
     filled: list[RunEvent] = []
     for sequence, each in enumerate(new_events, record.last_sequence + 1):
         event = _filled(each, record, sequence, time)
@@ -134,10 +142,43 @@ def _append(
             )
         )
         columns["checkpoint_sequence"] = sequence
+    told = [each.sequence for each in filled if each.WhichOneof("payload") == "checkpoint_deleted"]
+    for saved, sequence in zip(deleted, told, strict=True):
+        _delete_checkpoint(connection, record, saved, sequence)
+    if damaged is not None:
+        sequence = next(each.sequence for each in filled if each.WhichOneof("payload") == "checkpoint_damaged")
+        checkpoint = _damage_checkpoint(connection, record, damaged, sequence)
+        columns["checkpoint_sequence"] = checkpoint.sequence
     connection.execute(update(runs).where(runs.c.run_id == record.run_id).values(**columns))
     return dataclasses.replace(
         record, last_sequence=columns["last_sequence"], latest_checkpoint=checkpoint or record.latest_checkpoint
     )
+
+
+def _no_earlier(connection: Connection, run_id: str, now: datetime) -> datetime:
+    """The time of what happens next: the clock may go back, a log does not."""
+    return max(now, connection.execute(select(runs.c.last_event_time).where(runs.c.run_id == run_id)).scalar_one())
+
+
+def _delete_checkpoint(connection: Connection, record: RunRecord, saved: int, sequence: int) -> None:
+    if record.latest_checkpoint is not None and record.latest_checkpoint.sequence == saved:
+        raise ValueError(f"checkpoint {saved} of run {record.run_id} is its newest: the run goes on from it")
+    row = (checkpoints.c.run_id == record.run_id) & (checkpoints.c.sequence == saved)
+    there = row & checkpoints.c.delete_sequence.is_(None)
+    if not connection.execute(update(checkpoints).where(there).values(delete_sequence=sequence)).rowcount:
+        raise ValueError(f"run {record.run_id} has no checkpoint {saved} to delete")
+
+
+def _damage_checkpoint(connection: Connection, record: RunRecord, damaged: int, sequence: int) -> CheckpointRecord:
+    """Marks the run's newest checkpoint as damaged; returns the one that takes its place."""
+    if record.latest_checkpoint is None or record.latest_checkpoint.sequence != damaged:
+        raise ValueError(f"checkpoint {damaged} is not the newest of run {record.run_id}")
+    earlier = earlier_checkpoint(connection, record.run_id, damaged)
+    if earlier is None:
+        raise ValueError(f"run {record.run_id} has no checkpoint before {damaged} to go on from")
+    row = (checkpoints.c.run_id == record.run_id) & (checkpoints.c.sequence == damaged)
+    connection.execute(update(checkpoints).where(row).values(damage_sequence=sequence))
+    return earlier
 
 
 def _filled(given: RunEvent, record: RunRecord, sequence: int, time: datetime) -> RunEvent:

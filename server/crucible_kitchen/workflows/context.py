@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 
 from crucible_kit.determinism import derive_seed
+from crucible_kit.errors import InvalidArgumentError, field_error
 
 if TYPE_CHECKING:
     from crucible_kitchen.store.records import CheckpointRecord
@@ -31,8 +32,12 @@ class Ports(Protocol):
 class Journal(Protocol):
     """The run's log, as stages write to it."""
 
-    async def emit(self, *, stage_path: str, step: int, changes: dict[str, Any] | None = None, **payload: Any) -> Any:
-        """Appends one event; `payload` is one member of RunEvent's oneof by name. Durable when it returns."""
+    async def emit(
+        self, *, stage_path: str, step: int, changes: dict[str, Any] | None = None, wait: bool = True, **payload: Any
+    ) -> Any:
+        """Appends one event; `payload` is one member of RunEvent's oneof by name. Durable when it returns; without
+        `wait`, when the next one is.
+        """
         ...
 
 
@@ -55,14 +60,29 @@ def select_options(options: type[Options], config: dict[str, Any]) -> Options:
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitContext:
-    """What is there to check before a run exists."""
+    """What is there to check before a run exists.
+
+    Attributes:
+        config: the whole validated configuration.
+        origins: where a key's value comes from, such as "the preset tiny", for keys that the caller did not give.
+    """
 
     config: dict[str, Any]
     ports: Ports
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def options(self, options: type[Options]) -> Options:
         """The stage's options."""
         return select_options(options, self.config)
+
+    def conflict(self, keys: Sequence[str], problem: str) -> InvalidArgumentError:
+        """A CONFIG_INVALID about values that don't go together. It blames the first key that the caller gave, and says
+        of the others where their values come from.
+        """
+        blamed = next((key for key in keys if key not in self.origins), keys[0])
+        given_by = [f"{key} is {self.origins[key]}'s" for key in keys if key in self.origins and key != blamed]
+        told = f"{problem} ({', '.join(given_by)})" if given_by else problem
+        return field_error(f"config.{blamed}", told, reason="CONFIG_INVALID")
 
 
 @dataclass(kw_only=True)
@@ -76,6 +96,7 @@ class RunContext:
         iterations: current iteration of each loop around, by the loop's name.
         stage_seconds: time of each stage in the step loop since the last step event.
         checkpoint: the newest checkpoint; at the start of an attempt the one it goes on from, None: from the start.
+        released: others have been told of the result: the run goes on to its end whatever is asked.
         step_began_at: monotonic time at which the current iteration of the step loop began.
         position: gives the run's position as JSON, the stage that asks counted as completed.
     """
@@ -95,6 +116,7 @@ class RunContext:
     step: int = 0
     iterations: dict[str, int] = field(default_factory=dict)
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    released: bool = False
     step_began_at: float = 0.0
     position: Callable[[], dict[str, Any]] = dict
 
@@ -136,6 +158,6 @@ class StageContext:
         """The generated stub of a port."""
         return await self.run.ports.stub(port)
 
-    async def emit(self, *, changes: dict[str, Any] | None = None, **payload: Any) -> None:
-        """Appends one event at this stage's path."""
-        await self.run.journal.emit(stage_path=self.path, step=self.run.step, changes=changes, **payload)
+    async def emit(self, *, changes: dict[str, Any] | None = None, wait: bool = True, **payload: Any) -> None:
+        """Appends one event at this stage's path. Durable when it returns; without `wait`, when the next one is."""
+        await self.run.journal.emit(stage_path=self.path, step=self.run.step, changes=changes, wait=wait, **payload)

@@ -184,6 +184,7 @@ class Interpreter:
             raise
         seconds = time.monotonic() - begun
         self._context.step += stage.completes_step
+        self._context.released |= stage.releases
         if quiet:
             times = self._context.stage_seconds
             times[stage.name] = times.get(stage.name, 0.0) + seconds

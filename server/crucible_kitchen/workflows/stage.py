@@ -68,6 +68,7 @@ class Stage:
         setup: it acquires handles and runs again on resume.
         saves_position: it commits the run's position.
         completes_step: after it one more optimizer step is done.
+        releases: after it others know of the result: it is too late to cancel or pause, and the run completes.
     """
 
     name: ClassVar[str]
@@ -82,6 +83,7 @@ class Stage:
     setup: ClassVar[bool] = False
     saves_position: ClassVar[bool] = False
     completes_step: ClassVar[bool] = False
+    releases: ClassVar[bool] = False
 
     async def validate(self, context: SubmitContext) -> None:
         """Checks at submit what can be known before work. Raises a KitchenError that names the key and the fix."""

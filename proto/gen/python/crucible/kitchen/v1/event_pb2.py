@@ -26,7 +26,7 @@ from crucible.type.v1 import failure_pb2 as crucible_dot_type_dot_v1_dot_failure
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63rucible/kitchen/v1/event.proto\x12\x13\x63rucible.kitchen.v1\x1a\x1e\x63rucible/type/v1/failure.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\x07\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06recipe\x18\x03 \x01(\t\x12\x10\n\x08workflow\x18\x04 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x05 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\x12\x12\n\nstage_path\x18\x07 \x01(\t\x12\x0c\n\x04step\x18\x08 \x01(\x03\x12(\n\x04time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\rstate_changed\x18\x14 \x01(\x0b\x32$.crucible.kitchen.v1.RunStateChangedH\x00\x12>\n\x0f\x61ttempt_started\x18\x15 \x01(\x0b\x32#.crucible.kitchen.v1.AttemptStartedH\x00\x12\x32\n\x07planned\x18\x16 \x01(\x0b\x32\x1f.crucible.kitchen.v1.RunPlannedH\x00\x12:\n\rstage_started\x18\x17 \x01(\x0b\x32!.crucible.kitchen.v1.StageStartedH\x00\x12>\n\x0fstage_completed\x18\x18 \x01(\x0b\x32#.crucible.kitchen.v1.StageCompletedH\x00\x12\x38\n\x0cstage_failed\x18\x19 \x01(\x0b\x32 .crucible.kitchen.v1.StageFailedH\x00\x12\x41\n\x11stage_rolled_back\x18\x1a \x01(\x0b\x32$.crucible.kitchen.v1.StageRolledBackH\x00\x12:\n\rstage_skipped\x18\x1b \x01(\x0b\x32!.crucible.kitchen.v1.StageSkippedH\x00\x12<\n\x0estep_completed\x18\x1c \x01(\x0b\x32\".crucible.kitchen.v1.StepCompletedH\x00\x12@\n\x10\x63heckpoint_saved\x18\x1d \x01(\x0b\x32$.crucible.kitchen.v1.CheckpointSavedH\x00\x12H\n\x14\x65valuation_completed\x18\x1e \x01(\x0b\x32(.crucible.kitchen.v1.EvaluationCompletedH\x00\x12@\n\x10model_registered\x18\x1f \x01(\x0b\x32$.crucible.kitchen.v1.ModelRegisteredH\x00\x12\x38\n\x0clog_recorded\x18  \x01(\x0b\x32 .crucible.kitchen.v1.LogRecordedH\x00\x42\t\n\x07payload\"\xb1\x01\n\x0fRunStateChanged\x12\x31\n\nfrom_state\x18\x01 \x01(\x0e\x32\x1d.crucible.kitchen.v1.RunState\x12/\n\x08to_state\x18\x02 \x01(\x0e\x32\x1d.crucible.kitchen.v1.RunState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12*\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x19.crucible.type.v1.Failure\"\xa0\x01\n\x0e\x41ttemptStarted\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x38\n\x0f\x66rom_checkpoint\x18\x02 \x01(\x0b\x32\x1f.crucible.kitchen.v1.Checkpoint\x12!\n\x19superseded_first_sequence\x18\x03 \x01(\x03\x12 \n\x18superseded_last_sequence\x18\x04 \x01(\x03\"\x8b\x01\n\nRunPlanned\x12\x13\n\x0btotal_steps\x18\x01 \x01(\x03\x12\x17\n\x0fsteps_per_epoch\x18\x02 \x01(\x03\x12\x10\n\x08num_rows\x18\x03 \x01(\x03\x12 \n\x18trained_tokens_per_epoch\x18\x04 \x01(\x03\x12\x1b\n\x13\x64\x61taset_fingerprint\x18\x05 \x01(\t\"\x1d\n\x0cStageStarted\x12\r\n\x05stage\x18\x01 \x01(\t\"0\n\x0eStageCompleted\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"H\n\x0bStageFailed\x12\r\n\x05stage\x18\x01 \x01(\t\x12*\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x19.crucible.type.v1.Failure\"L\n\x0fStageRolledBack\x12\r\n\x05stage\x18\x01 \x01(\t\x12*\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x19.crucible.type.v1.Failure\"-\n\x0cStageSkipped\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x93\x01\n\rStepCompleted\x12@\n\x07metrics\x18\x01 \x03(\x0b\x32/.crucible.kitchen.v1.StepCompleted.MetricsEntry\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"t\n\nCheckpoint\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x17\n\x0fmanifest_sha256\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\r\n\x05\x66inal\x18\x06 \x01(\x08\"F\n\x0f\x43heckpointSaved\x12\x33\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1f.crucible.kitchen.v1.Checkpoint\"\xc5\x01\n\x13\x45valuationCompleted\x12\x46\n\x07metrics\x18\x01 \x03(\x0b\x32\x35.crucible.kitchen.v1.EvaluationCompleted.MetricsEntry\x12\x36\n\x07samples\x18\x02 \x03(\x0b\x32%.crucible.kitchen.v1.EvaluationSample\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"B\n\x10\x45valuationSample\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x0e\n\x06output\x18\x03 \x01(\t\"9\n\x0fModelRegistered\x12\x12\n\nversion_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\"\xaa\x01\n\x0bLogRecorded\x12;\n\x08severity\x18\x01 \x01(\x0e\x32).crucible.kitchen.v1.LogRecorded.Severity\x12\x0f\n\x07message\x18\x02 \x01(\t\"M\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02*\xe1\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_CREATED\x10\x01\x12\x14\n\x10RUN_STATE_QUEUED\x10\x02\x12\x15\n\x11RUN_STATE_RUNNING\x10\x03\x12\x14\n\x10RUN_STATE_PAUSED\x10\x04\x12\x18\n\x14RUN_STATE_CANCELLING\x10\x05\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x06\x12\x14\n\x10RUN_STATE_FAILED\x10\x07\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63rucible/kitchen/v1/event.proto\x12\x13\x63rucible.kitchen.v1\x1a\x1e\x63rucible/type/v1/failure.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\t\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0e\n\x06recipe\x18\x03 \x01(\t\x12\x10\n\x08workflow\x18\x04 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x05 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\x12\x12\n\nstage_path\x18\x07 \x01(\t\x12\x0c\n\x04step\x18\x08 \x01(\x03\x12(\n\x04time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\rstate_changed\x18\x14 \x01(\x0b\x32$.crucible.kitchen.v1.RunStateChangedH\x00\x12>\n\x0f\x61ttempt_started\x18\x15 \x01(\x0b\x32#.crucible.kitchen.v1.AttemptStartedH\x00\x12\x32\n\x07planned\x18\x16 \x01(\x0b\x32\x1f.crucible.kitchen.v1.RunPlannedH\x00\x12:\n\rstage_started\x18\x17 \x01(\x0b\x32!.crucible.kitchen.v1.StageStartedH\x00\x12>\n\x0fstage_completed\x18\x18 \x01(\x0b\x32#.crucible.kitchen.v1.StageCompletedH\x00\x12\x38\n\x0cstage_failed\x18\x19 \x01(\x0b\x32 .crucible.kitchen.v1.StageFailedH\x00\x12\x41\n\x11stage_rolled_back\x18\x1a \x01(\x0b\x32$.crucible.kitchen.v1.StageRolledBackH\x00\x12:\n\rstage_skipped\x18\x1b \x01(\x0b\x32!.crucible.kitchen.v1.StageSkippedH\x00\x12<\n\x0estep_completed\x18\x1c \x01(\x0b\x32\".crucible.kitchen.v1.StepCompletedH\x00\x12@\n\x10\x63heckpoint_saved\x18\x1d \x01(\x0b\x32$.crucible.kitchen.v1.CheckpointSavedH\x00\x12H\n\x14\x65valuation_completed\x18\x1e \x01(\x0b\x32(.crucible.kitchen.v1.EvaluationCompletedH\x00\x12@\n\x10model_registered\x18\x1f \x01(\x0b\x32$.crucible.kitchen.v1.ModelRegisteredH\x00\x12\x38\n\x0clog_recorded\x18  \x01(\x0b\x32 .crucible.kitchen.v1.LogRecordedH\x00\x12\x44\n\x12\x63heckpoint_deleted\x18! \x01(\x0b\x32&.crucible.kitchen.v1.CheckpointDeletedH\x00\x12\x38\n\nsummarized\x18\" \x01(\x0b\x32\".crucible.kitchen.v1.RunSummarizedH\x00\x12\x44\n\x12\x63heckpoint_damaged\x18# \x01(\x0b\x32&.crucible.kitchen.v1.CheckpointDamagedH\x00\x42\t\n\x07payload\"\xb1\x01\n\x0fRunStateChanged\x12\x31\n\nfrom_state\x18\x01 \x01(\x0e\x32\x1d.crucible.kitchen.v1.RunState\x12/\n\x08to_state\x18\x02 \x01(\x0e\x32\x1d.crucible.kitchen.v1.RunState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12*\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x19.crucible.type.v1.Failure\"\xa0\x01\n\x0e\x41ttemptStarted\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\x38\n\x0f\x66rom_checkpoint\x18\x02 \x01(\x0b\x32\x1f.crucible.kitchen.v1.Checkpoint\x12!\n\x19superseded_first_sequence\x18\x03 \x01(\x03\x12 \n\x18superseded_last_sequence\x18\x04 \x01(\x03\"\xa2\x01\n\nRunPlanned\x12\x13\n\x0btotal_steps\x18\x01 \x01(\x03\x12\x17\n\x0fsteps_per_epoch\x18\x02 \x01(\x03\x12\x10\n\x08num_rows\x18\x03 \x01(\x03\x12 \n\x18trained_tokens_per_epoch\x18\x04 \x01(\x03\x12\x1b\n\x13\x64\x61taset_fingerprint\x18\x05 \x01(\t\x12\x15\n\rnum_eval_rows\x18\x06 \x01(\x03\"\x1d\n\x0cStageStarted\x12\r\n\x05stage\x18\x01 \x01(\t\"0\n\x0eStageCompleted\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"H\n\x0bStageFailed\x12\r\n\x05stage\x18\x01 \x01(\t\x12*\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x19.crucible.type.v1.Failure\"L\n\x0fStageRolledBack\x12\r\n\x05stage\x18\x01 \x01(\t\x12*\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x19.crucible.type.v1.Failure\"-\n\x0cStageSkipped\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x93\x01\n\rStepCompleted\x12@\n\x07metrics\x18\x01 \x03(\x0b\x32/.crucible.kitchen.v1.StepCompleted.MetricsEntry\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"t\n\nCheckpoint\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x17\n\x0fmanifest_sha256\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\r\n\x05\x66inal\x18\x06 \x01(\x08\"F\n\x0f\x43heckpointSaved\x12\x33\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1f.crucible.kitchen.v1.Checkpoint\"H\n\x11\x43heckpointDeleted\x12\x33\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1f.crucible.kitchen.v1.Checkpoint\"t\n\x11\x43heckpointDamaged\x12\x33\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1f.crucible.kitchen.v1.Checkpoint\x12*\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x19.crucible.type.v1.Failure\"\xc5\x01\n\x13\x45valuationCompleted\x12\x46\n\x07metrics\x18\x01 \x03(\x0b\x32\x35.crucible.kitchen.v1.EvaluationCompleted.MetricsEntry\x12\x36\n\x07samples\x18\x02 \x03(\x0b\x32%.crucible.kitchen.v1.EvaluationSample\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"B\n\x10\x45valuationSample\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x0e\n\x06output\x18\x03 \x01(\t\"9\n\x0fModelRegistered\x12\x12\n\nversion_id\x18\x01 \x01(\t\x12\x12\n\nmodel_name\x18\x02 \x01(\t\"A\n\rRunSummarized\x12\x30\n\x07summary\x18\x01 \x01(\x0b\x32\x1f.crucible.kitchen.v1.RunSummary\"\x90\x03\n\nRunSummary\x12\r\n\x05steps\x18\x01 \x01(\x03\x12\x16\n\x0etrained_tokens\x18\x02 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x03 \x01(\x03\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\x12\x1d\n\x10\x66irst_train_loss\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0flast_train_loss\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12@\n\x10\x66irst_evaluation\x18\x08 \x01(\x0b\x32&.crucible.kitchen.v1.EvaluationSummary\x12?\n\x0flast_evaluation\x18\t \x01(\x0b\x32&.crucible.kitchen.v1.EvaluationSummary\x12\x16\n\x0e\x63heckpoint_uri\x18\n \x01(\t\x12\x18\n\x10model_version_id\x18\x0b \x01(\tB\x13\n\x11_first_train_lossB\x12\n\x10_last_train_loss\"\xce\x01\n\x11\x45valuationSummary\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x44\n\x07metrics\x18\x02 \x03(\x0b\x32\x33.crucible.kitchen.v1.EvaluationSummary.MetricsEntry\x12\x35\n\x06sample\x18\x03 \x01(\x0b\x32%.crucible.kitchen.v1.EvaluationSample\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xaa\x01\n\x0bLogRecorded\x12;\n\x08severity\x18\x01 \x01(\x0e\x32).crucible.kitchen.v1.LogRecorded.Severity\x12\x0f\n\x07message\x18\x02 \x01(\t\"M\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02*\xe1\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_CREATED\x10\x01\x12\x14\n\x10RUN_STATE_QUEUED\x10\x02\x12\x15\n\x11RUN_STATE_RUNNING\x10\x03\x12\x14\n\x10RUN_STATE_PAUSED\x10\x04\x12\x18\n\x14RUN_STATE_CANCELLING\x10\x05\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x06\x12\x14\n\x10RUN_STATE_FAILED\x10\x07\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,44 +37,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STEPCOMPLETED_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_EVALUATIONCOMPLETED_METRICSENTRY']._loaded_options = None
   _globals['_EVALUATIONCOMPLETED_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_RUNSTATE']._serialized_start=2743
-  _globals['_RUNSTATE']._serialized_end=2968
+  _globals['_EVALUATIONSUMMARY_METRICSENTRY']._loaded_options = None
+  _globals['_EVALUATIONSUMMARY_METRICSENTRY']._serialized_options = b'8\001'
+  _globals['_RUNSTATE']._serialized_start=3835
+  _globals['_RUNSTATE']._serialized_end=4060
   _globals['_RUNEVENT']._serialized_start=122
-  _globals['_RUNEVENT']._serialized_end=1135
-  _globals['_RUNSTATECHANGED']._serialized_start=1138
-  _globals['_RUNSTATECHANGED']._serialized_end=1315
-  _globals['_ATTEMPTSTARTED']._serialized_start=1318
-  _globals['_ATTEMPTSTARTED']._serialized_end=1478
-  _globals['_RUNPLANNED']._serialized_start=1481
-  _globals['_RUNPLANNED']._serialized_end=1620
-  _globals['_STAGESTARTED']._serialized_start=1622
-  _globals['_STAGESTARTED']._serialized_end=1651
-  _globals['_STAGECOMPLETED']._serialized_start=1653
-  _globals['_STAGECOMPLETED']._serialized_end=1701
-  _globals['_STAGEFAILED']._serialized_start=1703
-  _globals['_STAGEFAILED']._serialized_end=1775
-  _globals['_STAGEROLLEDBACK']._serialized_start=1777
-  _globals['_STAGEROLLEDBACK']._serialized_end=1853
-  _globals['_STAGESKIPPED']._serialized_start=1855
-  _globals['_STAGESKIPPED']._serialized_end=1900
-  _globals['_STEPCOMPLETED']._serialized_start=1903
-  _globals['_STEPCOMPLETED']._serialized_end=2050
-  _globals['_STEPCOMPLETED_METRICSENTRY']._serialized_start=2004
-  _globals['_STEPCOMPLETED_METRICSENTRY']._serialized_end=2050
-  _globals['_CHECKPOINT']._serialized_start=2052
-  _globals['_CHECKPOINT']._serialized_end=2168
-  _globals['_CHECKPOINTSAVED']._serialized_start=2170
-  _globals['_CHECKPOINTSAVED']._serialized_end=2240
-  _globals['_EVALUATIONCOMPLETED']._serialized_start=2243
-  _globals['_EVALUATIONCOMPLETED']._serialized_end=2440
-  _globals['_EVALUATIONCOMPLETED_METRICSENTRY']._serialized_start=2004
-  _globals['_EVALUATIONCOMPLETED_METRICSENTRY']._serialized_end=2050
-  _globals['_EVALUATIONSAMPLE']._serialized_start=2442
-  _globals['_EVALUATIONSAMPLE']._serialized_end=2508
-  _globals['_MODELREGISTERED']._serialized_start=2510
-  _globals['_MODELREGISTERED']._serialized_end=2567
-  _globals['_LOGRECORDED']._serialized_start=2570
-  _globals['_LOGRECORDED']._serialized_end=2740
-  _globals['_LOGRECORDED_SEVERITY']._serialized_start=2663
-  _globals['_LOGRECORDED_SEVERITY']._serialized_end=2740
+  _globals['_RUNEVENT']._serialized_end=1333
+  _globals['_RUNSTATECHANGED']._serialized_start=1336
+  _globals['_RUNSTATECHANGED']._serialized_end=1513
+  _globals['_ATTEMPTSTARTED']._serialized_start=1516
+  _globals['_ATTEMPTSTARTED']._serialized_end=1676
+  _globals['_RUNPLANNED']._serialized_start=1679
+  _globals['_RUNPLANNED']._serialized_end=1841
+  _globals['_STAGESTARTED']._serialized_start=1843
+  _globals['_STAGESTARTED']._serialized_end=1872
+  _globals['_STAGECOMPLETED']._serialized_start=1874
+  _globals['_STAGECOMPLETED']._serialized_end=1922
+  _globals['_STAGEFAILED']._serialized_start=1924
+  _globals['_STAGEFAILED']._serialized_end=1996
+  _globals['_STAGEROLLEDBACK']._serialized_start=1998
+  _globals['_STAGEROLLEDBACK']._serialized_end=2074
+  _globals['_STAGESKIPPED']._serialized_start=2076
+  _globals['_STAGESKIPPED']._serialized_end=2121
+  _globals['_STEPCOMPLETED']._serialized_start=2124
+  _globals['_STEPCOMPLETED']._serialized_end=2271
+  _globals['_STEPCOMPLETED_METRICSENTRY']._serialized_start=2225
+  _globals['_STEPCOMPLETED_METRICSENTRY']._serialized_end=2271
+  _globals['_CHECKPOINT']._serialized_start=2273
+  _globals['_CHECKPOINT']._serialized_end=2389
+  _globals['_CHECKPOINTSAVED']._serialized_start=2391
+  _globals['_CHECKPOINTSAVED']._serialized_end=2461
+  _globals['_CHECKPOINTDELETED']._serialized_start=2463
+  _globals['_CHECKPOINTDELETED']._serialized_end=2535
+  _globals['_CHECKPOINTDAMAGED']._serialized_start=2537
+  _globals['_CHECKPOINTDAMAGED']._serialized_end=2653
+  _globals['_EVALUATIONCOMPLETED']._serialized_start=2656
+  _globals['_EVALUATIONCOMPLETED']._serialized_end=2853
+  _globals['_EVALUATIONCOMPLETED_METRICSENTRY']._serialized_start=2225
+  _globals['_EVALUATIONCOMPLETED_METRICSENTRY']._serialized_end=2271
+  _globals['_EVALUATIONSAMPLE']._serialized_start=2855
+  _globals['_EVALUATIONSAMPLE']._serialized_end=2921
+  _globals['_MODELREGISTERED']._serialized_start=2923
+  _globals['_MODELREGISTERED']._serialized_end=2980
+  _globals['_RUNSUMMARIZED']._serialized_start=2982
+  _globals['_RUNSUMMARIZED']._serialized_end=3047
+  _globals['_RUNSUMMARY']._serialized_start=3050
+  _globals['_RUNSUMMARY']._serialized_end=3450
+  _globals['_EVALUATIONSUMMARY']._serialized_start=3453
+  _globals['_EVALUATIONSUMMARY']._serialized_end=3659
+  _globals['_EVALUATIONSUMMARY_METRICSENTRY']._serialized_start=2225
+  _globals['_EVALUATIONSUMMARY_METRICSENTRY']._serialized_end=2271
+  _globals['_LOGRECORDED']._serialized_start=3662
+  _globals['_LOGRECORDED']._serialized_end=3832
+  _globals['_LOGRECORDED_SEVERITY']._serialized_start=3755
+  _globals['_LOGRECORDED_SEVERITY']._serialized_end=3832
 # @@protoc_insertion_point(module_scope)

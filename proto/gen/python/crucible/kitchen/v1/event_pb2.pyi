@@ -33,7 +33,7 @@ RUN_STATE_FAILED: RunState
 RUN_STATE_CANCELLED: RunState
 
 class RunEvent(_message.Message):
-    __slots__ = ("sequence", "run_id", "recipe", "workflow", "dataset", "attempt", "stage_path", "step", "time", "state_changed", "attempt_started", "planned", "stage_started", "stage_completed", "stage_failed", "stage_rolled_back", "stage_skipped", "step_completed", "checkpoint_saved", "evaluation_completed", "model_registered", "log_recorded")
+    __slots__ = ("sequence", "run_id", "recipe", "workflow", "dataset", "attempt", "stage_path", "step", "time", "state_changed", "attempt_started", "planned", "stage_started", "stage_completed", "stage_failed", "stage_rolled_back", "stage_skipped", "step_completed", "checkpoint_saved", "evaluation_completed", "model_registered", "log_recorded", "checkpoint_deleted", "summarized", "checkpoint_damaged")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,9 @@ class RunEvent(_message.Message):
     EVALUATION_COMPLETED_FIELD_NUMBER: _ClassVar[int]
     MODEL_REGISTERED_FIELD_NUMBER: _ClassVar[int]
     LOG_RECORDED_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_DELETED_FIELD_NUMBER: _ClassVar[int]
+    SUMMARIZED_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_DAMAGED_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     run_id: str
     recipe: str
@@ -78,7 +81,10 @@ class RunEvent(_message.Message):
     evaluation_completed: EvaluationCompleted
     model_registered: ModelRegistered
     log_recorded: LogRecorded
-    def __init__(self, sequence: _Optional[int] = ..., run_id: _Optional[str] = ..., recipe: _Optional[str] = ..., workflow: _Optional[str] = ..., dataset: _Optional[str] = ..., attempt: _Optional[int] = ..., stage_path: _Optional[str] = ..., step: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., attempt_started: _Optional[_Union[AttemptStarted, _Mapping]] = ..., planned: _Optional[_Union[RunPlanned, _Mapping]] = ..., stage_started: _Optional[_Union[StageStarted, _Mapping]] = ..., stage_completed: _Optional[_Union[StageCompleted, _Mapping]] = ..., stage_failed: _Optional[_Union[StageFailed, _Mapping]] = ..., stage_rolled_back: _Optional[_Union[StageRolledBack, _Mapping]] = ..., stage_skipped: _Optional[_Union[StageSkipped, _Mapping]] = ..., step_completed: _Optional[_Union[StepCompleted, _Mapping]] = ..., checkpoint_saved: _Optional[_Union[CheckpointSaved, _Mapping]] = ..., evaluation_completed: _Optional[_Union[EvaluationCompleted, _Mapping]] = ..., model_registered: _Optional[_Union[ModelRegistered, _Mapping]] = ..., log_recorded: _Optional[_Union[LogRecorded, _Mapping]] = ...) -> None: ...
+    checkpoint_deleted: CheckpointDeleted
+    summarized: RunSummarized
+    checkpoint_damaged: CheckpointDamaged
+    def __init__(self, sequence: _Optional[int] = ..., run_id: _Optional[str] = ..., recipe: _Optional[str] = ..., workflow: _Optional[str] = ..., dataset: _Optional[str] = ..., attempt: _Optional[int] = ..., stage_path: _Optional[str] = ..., step: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., attempt_started: _Optional[_Union[AttemptStarted, _Mapping]] = ..., planned: _Optional[_Union[RunPlanned, _Mapping]] = ..., stage_started: _Optional[_Union[StageStarted, _Mapping]] = ..., stage_completed: _Optional[_Union[StageCompleted, _Mapping]] = ..., stage_failed: _Optional[_Union[StageFailed, _Mapping]] = ..., stage_rolled_back: _Optional[_Union[StageRolledBack, _Mapping]] = ..., stage_skipped: _Optional[_Union[StageSkipped, _Mapping]] = ..., step_completed: _Optional[_Union[StepCompleted, _Mapping]] = ..., checkpoint_saved: _Optional[_Union[CheckpointSaved, _Mapping]] = ..., evaluation_completed: _Optional[_Union[EvaluationCompleted, _Mapping]] = ..., model_registered: _Optional[_Union[ModelRegistered, _Mapping]] = ..., log_recorded: _Optional[_Union[LogRecorded, _Mapping]] = ..., checkpoint_deleted: _Optional[_Union[CheckpointDeleted, _Mapping]] = ..., summarized: _Optional[_Union[RunSummarized, _Mapping]] = ..., checkpoint_damaged: _Optional[_Union[CheckpointDamaged, _Mapping]] = ...) -> None: ...
 
 class RunStateChanged(_message.Message):
     __slots__ = ("from_state", "to_state", "reason", "failure")
@@ -105,18 +111,20 @@ class AttemptStarted(_message.Message):
     def __init__(self, attempt: _Optional[int] = ..., from_checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., superseded_first_sequence: _Optional[int] = ..., superseded_last_sequence: _Optional[int] = ...) -> None: ...
 
 class RunPlanned(_message.Message):
-    __slots__ = ("total_steps", "steps_per_epoch", "num_rows", "trained_tokens_per_epoch", "dataset_fingerprint")
+    __slots__ = ("total_steps", "steps_per_epoch", "num_rows", "trained_tokens_per_epoch", "dataset_fingerprint", "num_eval_rows")
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     STEPS_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
     TRAINED_TOKENS_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     DATASET_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    NUM_EVAL_ROWS_FIELD_NUMBER: _ClassVar[int]
     total_steps: int
     steps_per_epoch: int
     num_rows: int
     trained_tokens_per_epoch: int
     dataset_fingerprint: str
-    def __init__(self, total_steps: _Optional[int] = ..., steps_per_epoch: _Optional[int] = ..., num_rows: _Optional[int] = ..., trained_tokens_per_epoch: _Optional[int] = ..., dataset_fingerprint: _Optional[str] = ...) -> None: ...
+    num_eval_rows: int
+    def __init__(self, total_steps: _Optional[int] = ..., steps_per_epoch: _Optional[int] = ..., num_rows: _Optional[int] = ..., trained_tokens_per_epoch: _Optional[int] = ..., dataset_fingerprint: _Optional[str] = ..., num_eval_rows: _Optional[int] = ...) -> None: ...
 
 class StageStarted(_message.Message):
     __slots__ = ("stage",)
@@ -193,6 +201,20 @@ class CheckpointSaved(_message.Message):
     checkpoint: Checkpoint
     def __init__(self, checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ...) -> None: ...
 
+class CheckpointDeleted(_message.Message):
+    __slots__ = ("checkpoint",)
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: Checkpoint
+    def __init__(self, checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ...) -> None: ...
+
+class CheckpointDamaged(_message.Message):
+    __slots__ = ("checkpoint", "failure")
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: Checkpoint
+    failure: _failure_pb2.Failure
+    def __init__(self, checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., failure: _Optional[_Union[_failure_pb2.Failure, _Mapping]] = ...) -> None: ...
+
 class EvaluationCompleted(_message.Message):
     __slots__ = ("metrics", "samples")
     class MetricsEntry(_message.Message):
@@ -225,6 +247,55 @@ class ModelRegistered(_message.Message):
     version_id: str
     model_name: str
     def __init__(self, version_id: _Optional[str] = ..., model_name: _Optional[str] = ...) -> None: ...
+
+class RunSummarized(_message.Message):
+    __slots__ = ("summary",)
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    summary: RunSummary
+    def __init__(self, summary: _Optional[_Union[RunSummary, _Mapping]] = ...) -> None: ...
+
+class RunSummary(_message.Message):
+    __slots__ = ("steps", "trained_tokens", "input_tokens", "seconds", "tokens_per_second", "first_train_loss", "last_train_loss", "first_evaluation", "last_evaluation", "checkpoint_uri", "model_version_id")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TRAIN_LOSS_FIELD_NUMBER: _ClassVar[int]
+    LAST_TRAIN_LOSS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    LAST_EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_URI_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_ID_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    trained_tokens: int
+    input_tokens: int
+    seconds: float
+    tokens_per_second: float
+    first_train_loss: float
+    last_train_loss: float
+    first_evaluation: EvaluationSummary
+    last_evaluation: EvaluationSummary
+    checkpoint_uri: str
+    model_version_id: str
+    def __init__(self, steps: _Optional[int] = ..., trained_tokens: _Optional[int] = ..., input_tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., first_train_loss: _Optional[float] = ..., last_train_loss: _Optional[float] = ..., first_evaluation: _Optional[_Union[EvaluationSummary, _Mapping]] = ..., last_evaluation: _Optional[_Union[EvaluationSummary, _Mapping]] = ..., checkpoint_uri: _Optional[str] = ..., model_version_id: _Optional[str] = ...) -> None: ...
+
+class EvaluationSummary(_message.Message):
+    __slots__ = ("step", "metrics", "sample")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    metrics: _containers.ScalarMap[str, float]
+    sample: EvaluationSample
+    def __init__(self, step: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ..., sample: _Optional[_Union[EvaluationSample, _Mapping]] = ...) -> None: ...
 
 class LogRecorded(_message.Message):
     __slots__ = ("severity", "message")

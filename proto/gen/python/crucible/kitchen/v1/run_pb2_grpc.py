@@ -29,7 +29,7 @@ class RunServiceStub(object):
     """RunService creates, steers and watches runs of workflows.
 
     States: CREATED to QUEUED to RUNNING; RUNNING to PAUSED and back through QUEUED; QUEUED, RUNNING and PAUSED to CANCELLING to CANCELLED;
-    RUNNING to COMPLETED or FAILED. ResumeRun takes PAUSED, FAILED and CANCELLED runs back to QUEUED with the next attempt.
+    RUNNING to COMPLETED or FAILED. A cancellation that comes after the model was registered is too late: CANCELLING to COMPLETED. ResumeRun takes PAUSED, FAILED and CANCELLED runs back to QUEUED with the next attempt.
 
     Errors common to all: NOT_FOUND RUN_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID with a BadRequest that names each field (unknown request fields too);
     UNAUTHENTICATED TOKEN_MISSING or TOKEN_INVALID; PERMISSION_DENIED ROLE_MISSING; UNAVAILABLE DRAINING with RetryInfo while the server shuts down. Every error carries one
@@ -98,7 +98,7 @@ class RunServiceServicer(object):
     """RunService creates, steers and watches runs of workflows.
 
     States: CREATED to QUEUED to RUNNING; RUNNING to PAUSED and back through QUEUED; QUEUED, RUNNING and PAUSED to CANCELLING to CANCELLED;
-    RUNNING to COMPLETED or FAILED. ResumeRun takes PAUSED, FAILED and CANCELLED runs back to QUEUED with the next attempt.
+    RUNNING to COMPLETED or FAILED. A cancellation that comes after the model was registered is too late: CANCELLING to COMPLETED. ResumeRun takes PAUSED, FAILED and CANCELLED runs back to QUEUED with the next attempt.
 
     Errors common to all: NOT_FOUND RUN_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID with a BadRequest that names each field (unknown request fields too);
     UNAUTHENTICATED TOKEN_MISSING or TOKEN_INVALID; PERMISSION_DENIED ROLE_MISSING; UNAVAILABLE DRAINING with RetryInfo while the server shuts down. Every error carries one
@@ -108,7 +108,7 @@ class RunServiceServicer(object):
     def CreateRun(self, request, context):
         """CreateRun validates everything that can be known before work (recipe, configuration keys, types and ranges, ports, capabilities, dataflow, files) and stores the run. Idempotent by request_id.
         Errors: NOT_FOUND RECIPE_NOT_FOUND or PRESET_NOT_FOUND with the known names; INVALID_ARGUMENT CONFIG_INVALID with the field config.<key> (an unknown key names the nearest
-        known one), DATASET_NOT_FOUND, MODEL_NOT_FOUND, REQUEST_ID_REUSED; ALREADY_EXISTS RUN_EXISTS; UNIMPLEMENTED CAPABILITY_MISSING with port and capability;
+        known one), DATASET_NOT_FOUND, MODEL_NOT_FOUND, CHECKPOINT_NOT_FOUND, CHECKPOINT_MALFORMED, REQUEST_ID_REUSED; ALREADY_EXISTS RUN_EXISTS; UNIMPLEMENTED CAPABILITY_MISSING with port and capability;
         RESOURCE_EXHAUSTED QUEUE_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -248,7 +248,7 @@ class RunService(object):
     """RunService creates, steers and watches runs of workflows.
 
     States: CREATED to QUEUED to RUNNING; RUNNING to PAUSED and back through QUEUED; QUEUED, RUNNING and PAUSED to CANCELLING to CANCELLED;
-    RUNNING to COMPLETED or FAILED. ResumeRun takes PAUSED, FAILED and CANCELLED runs back to QUEUED with the next attempt.
+    RUNNING to COMPLETED or FAILED. A cancellation that comes after the model was registered is too late: CANCELLING to COMPLETED. ResumeRun takes PAUSED, FAILED and CANCELLED runs back to QUEUED with the next attempt.
 
     Errors common to all: NOT_FOUND RUN_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID with a BadRequest that names each field (unknown request fields too);
     UNAUTHENTICATED TOKEN_MISSING or TOKEN_INVALID; PERMISSION_DENIED ROLE_MISSING; UNAVAILABLE DRAINING with RetryInfo while the server shuts down. Every error carries one

@@ -19,17 +19,44 @@ class DatasetSource(_message.Message):
     revision: str
     def __init__(self, uri: _Optional[str] = ..., config: _Optional[str] = ..., split: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
+class FindDatasetRequest(_message.Message):
+    __slots__ = ("source",)
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    source: DatasetSource
+    def __init__(self, source: _Optional[_Union[DatasetSource, _Mapping]] = ...) -> None: ...
+
+class FindDatasetResponse(_message.Message):
+    __slots__ = ("source",)
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    source: DatasetSource
+    def __init__(self, source: _Optional[_Union[DatasetSource, _Mapping]] = ...) -> None: ...
+
 class DatasetTransform(_message.Message):
-    __slots__ = ("skip", "take", "shuffle_seed", "select")
+    __slots__ = ("skip", "take", "shuffle_seed", "select", "fields")
     SKIP_FIELD_NUMBER: _ClassVar[int]
     TAKE_FIELD_NUMBER: _ClassVar[int]
     SHUFFLE_SEED_FIELD_NUMBER: _ClassVar[int]
     SELECT_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
     skip: int
     take: int
     shuffle_seed: int
     select: RowIndices
-    def __init__(self, skip: _Optional[int] = ..., take: _Optional[int] = ..., shuffle_seed: _Optional[int] = ..., select: _Optional[_Union[RowIndices, _Mapping]] = ...) -> None: ...
+    fields: FieldMapping
+    def __init__(self, skip: _Optional[int] = ..., take: _Optional[int] = ..., shuffle_seed: _Optional[int] = ..., select: _Optional[_Union[RowIndices, _Mapping]] = ..., fields: _Optional[_Union[FieldMapping, _Mapping]] = ...) -> None: ...
+
+class FieldMapping(_message.Message):
+    __slots__ = ("source_by_name",)
+    class SourceByNameEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    SOURCE_BY_NAME_FIELD_NUMBER: _ClassVar[int]
+    source_by_name: _containers.ScalarMap[str, str]
+    def __init__(self, source_by_name: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RowIndices(_message.Message):
     __slots__ = ("indices",)
@@ -38,12 +65,14 @@ class RowIndices(_message.Message):
     def __init__(self, indices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class OpenDatasetRequest(_message.Message):
-    __slots__ = ("source", "transforms")
+    __slots__ = ("source", "transforms", "streaming")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     TRANSFORMS_FIELD_NUMBER: _ClassVar[int]
+    STREAMING_FIELD_NUMBER: _ClassVar[int]
     source: DatasetSource
     transforms: _containers.RepeatedCompositeFieldContainer[DatasetTransform]
-    def __init__(self, source: _Optional[_Union[DatasetSource, _Mapping]] = ..., transforms: _Optional[_Iterable[_Union[DatasetTransform, _Mapping]]] = ...) -> None: ...
+    streaming: bool
+    def __init__(self, source: _Optional[_Union[DatasetSource, _Mapping]] = ..., transforms: _Optional[_Iterable[_Union[DatasetTransform, _Mapping]]] = ..., streaming: bool = ...) -> None: ...
 
 class OpenDatasetResponse(_message.Message):
     __slots__ = ("dataset",)

@@ -29,7 +29,8 @@ class DatasetServiceStub(object):
     """DatasetService is the DatasetStore port: named rows read by index. Opening fixes the content: every later read of the handle sees the same rows,
     or fails with FAILED_PRECONDITION DATASET_CHANGED.
 
-    Errors common to all: NOT_FOUND DATASET_NOT_FOUND (no such source, split or handle); INVALID_ARGUMENT DATASET_MALFORMED with file and line.
+    Errors common to all: NOT_FOUND DATASET_NOT_FOUND (no such source, split or handle); INVALID_ARGUMENT DATASET_MALFORMED with file and line; of sources on a
+    hub PERMISSION_DENIED REPO_ACCESS_DENIED and UNAVAILABLE HUB_UNREACHABLE.
     """
 
     def __init__(self, channel):
@@ -38,6 +39,11 @@ class DatasetServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.FindDataset = channel.unary_unary(
+                '/crucible.port.dataset.v1.DatasetService/FindDataset',
+                request_serializer=crucible_dot_port_dot_dataset_dot_v1_dot_dataset__pb2.FindDatasetRequest.SerializeToString,
+                response_deserializer=crucible_dot_port_dot_dataset_dot_v1_dot_dataset__pb2.FindDatasetResponse.FromString,
+                _registered_method=True)
         self.OpenDataset = channel.unary_unary(
                 '/crucible.port.dataset.v1.DatasetService/OpenDataset',
                 request_serializer=crucible_dot_port_dot_dataset_dot_v1_dot_dataset__pb2.OpenDatasetRequest.SerializeToString,
@@ -64,8 +70,16 @@ class DatasetServiceServicer(object):
     """DatasetService is the DatasetStore port: named rows read by index. Opening fixes the content: every later read of the handle sees the same rows,
     or fails with FAILED_PRECONDITION DATASET_CHANGED.
 
-    Errors common to all: NOT_FOUND DATASET_NOT_FOUND (no such source, split or handle); INVALID_ARGUMENT DATASET_MALFORMED with file and line.
+    Errors common to all: NOT_FOUND DATASET_NOT_FOUND (no such source, split or handle); INVALID_ARGUMENT DATASET_MALFORMED with file and line; of sources on a
+    hub PERMISSION_DENIED REPO_ACCESS_DENIED and UNAVAILABLE HUB_UNREACHABLE.
     """
+
+    def FindDataset(self, request, context):
+        """FindDataset checks that a source exists, as far as that is known without bringing its rows to this machine, and fills its defaults in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def OpenDataset(self, request, context):
         """OpenDataset finds a dataset, counts and fingerprints it. The same source opened twice gives the same fingerprint.
@@ -99,6 +113,11 @@ class DatasetServiceServicer(object):
 
 def add_DatasetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'FindDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindDataset,
+                    request_deserializer=crucible_dot_port_dot_dataset_dot_v1_dot_dataset__pb2.FindDatasetRequest.FromString,
+                    response_serializer=crucible_dot_port_dot_dataset_dot_v1_dot_dataset__pb2.FindDatasetResponse.SerializeToString,
+            ),
             'OpenDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenDataset,
                     request_deserializer=crucible_dot_port_dot_dataset_dot_v1_dot_dataset__pb2.OpenDatasetRequest.FromString,
@@ -131,8 +150,36 @@ class DatasetService(object):
     """DatasetService is the DatasetStore port: named rows read by index. Opening fixes the content: every later read of the handle sees the same rows,
     or fails with FAILED_PRECONDITION DATASET_CHANGED.
 
-    Errors common to all: NOT_FOUND DATASET_NOT_FOUND (no such source, split or handle); INVALID_ARGUMENT DATASET_MALFORMED with file and line.
+    Errors common to all: NOT_FOUND DATASET_NOT_FOUND (no such source, split or handle); INVALID_ARGUMENT DATASET_MALFORMED with file and line; of sources on a
+    hub PERMISSION_DENIED REPO_ACCESS_DENIED and UNAVAILABLE HUB_UNREACHABLE.
     """
+
+    @staticmethod
+    def FindDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.port.dataset.v1.DatasetService/FindDataset',
+            crucible_dot_port_dot_dataset_dot_v1_dot_dataset__pb2.FindDatasetRequest.SerializeToString,
+            crucible_dot_port_dot_dataset_dot_v1_dot_dataset__pb2.FindDatasetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def OpenDataset(request,

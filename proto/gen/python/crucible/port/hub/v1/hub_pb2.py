@@ -26,7 +26,7 @@ from crucible.type.v1 import constraints_pb2 as crucible_dot_type_dot_v1_dot_con
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63rucible/port/hub/v1/hub.proto\x12\x14\x63rucible.port.hub.v1\x1a\"crucible/type/v1/constraints.proto\x1a\x1fgoogle/protobuf/timestamp.proto\":\n\x07RepoRef\x12\x14\n\x04repo\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x19\n\x08revision\x18\x02 \x01(\tB\x07\xca\xa5\x19\x03\x18\xff\x01\"H\n\x12GetRepoInfoRequest\x12\x32\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRefB\x06\xca\xa5\x19\x02\x08\x01\"\x99\x01\n\x13GetRepoInfoResponse\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRef\x12\x11\n\tnum_files\x18\x02 \x01(\x05\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x01\n\x14ListRepoFilesRequest\x12\x32\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRefB\x06\xca\xa5\x19\x02\x08\x01\x12 \n\tpage_size\x18\x02 \x01(\x05\x42\r\xca\xa5\x19\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x15ListRepoFilesResponse\x12-\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1e.crucible.port.hub.v1.RepoFile\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"<\n\x08RepoFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"_\n\x13\x44ownloadFileRequest\x12\x32\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRefB\x06\xca\xa5\x19\x02\x08\x01\x12\x14\n\x04path\x18\x02 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\"C\n\x14\x44ownloadFileResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\r\n\x05\x63rc32\x18\x02 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"i\n\x13SnapshotRepoRequest\x12\x32\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRefB\x06\xca\xa5\x19\x02\x08\x01\x12\x1e\n\x0e\x61llow_patterns\x18\x02 \x03(\tB\x06\xca\xa5\x19\x02 @\"V\n\x14SnapshotRepoResponse\x12\x12\n\nlocal_path\x18\x01 \x01(\t\x12*\n\x03ref\x18\x02 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRef\"p\n\x11UploadFileRequest\x12\x38\n\x06header\x18\x01 \x01(\x0b\x32&.crucible.port.hub.v1.UploadFileHeaderH\x00\x12\x19\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x08\xca\xa5\x19\x04\x18\x80\x80\x10H\x00\x42\x06\n\x04part\"v\n\x10UploadFileHeader\x12\x32\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRefB\x06\xca\xa5\x19\x02\x08\x01\x12\x14\n\x04path\x18\x02 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x18\n\x06sha256\x18\x03 \x01(\tB\x08\xca\xa5\x19\x04\x08\x01@\x03\"@\n\x12UploadFileResponse\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRef2\x8d\x04\n\nHubService\x12\x62\n\x0bGetRepoInfo\x12(.crucible.port.hub.v1.GetRepoInfoRequest\x1a).crucible.port.hub.v1.GetRepoInfoResponse\x12h\n\rListRepoFiles\x12*.crucible.port.hub.v1.ListRepoFilesRequest\x1a+.crucible.port.hub.v1.ListRepoFilesResponse\x12g\n\x0c\x44ownloadFile\x12).crucible.port.hub.v1.DownloadFileRequest\x1a*.crucible.port.hub.v1.DownloadFileResponse0\x01\x12\x65\n\x0cSnapshotRepo\x12).crucible.port.hub.v1.SnapshotRepoRequest\x1a*.crucible.port.hub.v1.SnapshotRepoResponse\x12\x61\n\nUploadFile\x12\'.crucible.port.hub.v1.UploadFileRequest\x1a(.crucible.port.hub.v1.UploadFileResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63rucible/port/hub/v1/hub.proto\x12\x14\x63rucible.port.hub.v1\x1a\"crucible/type/v1/constraints.proto\x1a\x1fgoogle/protobuf/timestamp.proto\":\n\x07RepoRef\x12\x14\n\x04repo\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x19\n\x08revision\x18\x02 \x01(\tB\x07\xca\xa5\x19\x03\x18\xff\x01\"H\n\x12GetRepoInfoRequest\x12\x32\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRefB\x06\xca\xa5\x19\x02\x08\x01\"\x99\x01\n\x13GetRepoInfoResponse\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRef\x12\x11\n\tnum_files\x18\x02 \x01(\x05\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x01\n\x14ListRepoFilesRequest\x12\x32\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRefB\x06\xca\xa5\x19\x02\x08\x01\x12 \n\tpage_size\x18\x02 \x01(\x05\x42\r\xca\xa5\x19\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x15ListRepoFilesResponse\x12-\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1e.crucible.port.hub.v1.RepoFile\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"<\n\x08RepoFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"_\n\x13\x44ownloadFileRequest\x12\x32\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRefB\x06\xca\xa5\x19\x02\x08\x01\x12\x14\n\x04path\x18\x02 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\"C\n\x14\x44ownloadFileResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\r\n\x05\x63rc32\x18\x02 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"\x8a\x01\n\x13SnapshotRepoRequest\x12\x32\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRefB\x06\xca\xa5\x19\x02\x08\x01\x12\x1e\n\x0e\x61llow_patterns\x18\x02 \x03(\tB\x06\xca\xa5\x19\x02 @\x12\x1f\n\x0fignore_patterns\x18\x03 \x03(\tB\x06\xca\xa5\x19\x02 @\"V\n\x14SnapshotRepoResponse\x12\x12\n\nlocal_path\x18\x01 \x01(\t\x12*\n\x03ref\x18\x02 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRef\"p\n\x11UploadFileRequest\x12\x38\n\x06header\x18\x01 \x01(\x0b\x32&.crucible.port.hub.v1.UploadFileHeaderH\x00\x12\x19\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\x08\xca\xa5\x19\x04\x18\x80\x80\x10H\x00\x42\x06\n\x04part\"v\n\x10UploadFileHeader\x12\x32\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRefB\x06\xca\xa5\x19\x02\x08\x01\x12\x14\n\x04path\x18\x02 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x18\n\x06sha256\x18\x03 \x01(\tB\x08\xca\xa5\x19\x04\x08\x01@\x03\"@\n\x12UploadFileResponse\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.crucible.port.hub.v1.RepoRef2\x8d\x04\n\nHubService\x12\x62\n\x0bGetRepoInfo\x12(.crucible.port.hub.v1.GetRepoInfoRequest\x1a).crucible.port.hub.v1.GetRepoInfoResponse\x12h\n\rListRepoFiles\x12*.crucible.port.hub.v1.ListRepoFilesRequest\x1a+.crucible.port.hub.v1.ListRepoFilesResponse\x12g\n\x0c\x44ownloadFile\x12).crucible.port.hub.v1.DownloadFileRequest\x1a*.crucible.port.hub.v1.DownloadFileResponse0\x01\x12\x65\n\x0cSnapshotRepo\x12).crucible.port.hub.v1.SnapshotRepoRequest\x1a*.crucible.port.hub.v1.SnapshotRepoResponse\x12\x61\n\nUploadFile\x12\'.crucible.port.hub.v1.UploadFileRequest\x1a(.crucible.port.hub.v1.UploadFileResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,6 +51,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SNAPSHOTREPOREQUEST'].fields_by_name['ref']._serialized_options = b'\312\245\031\002\010\001'
   _globals['_SNAPSHOTREPOREQUEST'].fields_by_name['allow_patterns']._loaded_options = None
   _globals['_SNAPSHOTREPOREQUEST'].fields_by_name['allow_patterns']._serialized_options = b'\312\245\031\002 @'
+  _globals['_SNAPSHOTREPOREQUEST'].fields_by_name['ignore_patterns']._loaded_options = None
+  _globals['_SNAPSHOTREPOREQUEST'].fields_by_name['ignore_patterns']._serialized_options = b'\312\245\031\002 @'
   _globals['_UPLOADFILEREQUEST'].fields_by_name['chunk']._loaded_options = None
   _globals['_UPLOADFILEREQUEST'].fields_by_name['chunk']._serialized_options = b'\312\245\031\004\030\200\200\020'
   _globals['_UPLOADFILEHEADER'].fields_by_name['ref']._loaded_options = None
@@ -75,16 +77,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DOWNLOADFILEREQUEST']._serialized_end=800
   _globals['_DOWNLOADFILERESPONSE']._serialized_start=802
   _globals['_DOWNLOADFILERESPONSE']._serialized_end=869
-  _globals['_SNAPSHOTREPOREQUEST']._serialized_start=871
-  _globals['_SNAPSHOTREPOREQUEST']._serialized_end=976
-  _globals['_SNAPSHOTREPORESPONSE']._serialized_start=978
-  _globals['_SNAPSHOTREPORESPONSE']._serialized_end=1064
-  _globals['_UPLOADFILEREQUEST']._serialized_start=1066
-  _globals['_UPLOADFILEREQUEST']._serialized_end=1178
-  _globals['_UPLOADFILEHEADER']._serialized_start=1180
-  _globals['_UPLOADFILEHEADER']._serialized_end=1298
-  _globals['_UPLOADFILERESPONSE']._serialized_start=1300
-  _globals['_UPLOADFILERESPONSE']._serialized_end=1364
-  _globals['_HUBSERVICE']._serialized_start=1367
-  _globals['_HUBSERVICE']._serialized_end=1892
+  _globals['_SNAPSHOTREPOREQUEST']._serialized_start=872
+  _globals['_SNAPSHOTREPOREQUEST']._serialized_end=1010
+  _globals['_SNAPSHOTREPORESPONSE']._serialized_start=1012
+  _globals['_SNAPSHOTREPORESPONSE']._serialized_end=1098
+  _globals['_UPLOADFILEREQUEST']._serialized_start=1100
+  _globals['_UPLOADFILEREQUEST']._serialized_end=1212
+  _globals['_UPLOADFILEHEADER']._serialized_start=1214
+  _globals['_UPLOADFILEHEADER']._serialized_end=1332
+  _globals['_UPLOADFILERESPONSE']._serialized_start=1334
+  _globals['_UPLOADFILERESPONSE']._serialized_end=1398
+  _globals['_HUBSERVICE']._serialized_start=1401
+  _globals['_HUBSERVICE']._serialized_end=1926
 # @@protoc_insertion_point(module_scope)

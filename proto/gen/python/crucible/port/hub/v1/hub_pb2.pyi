@@ -83,12 +83,14 @@ class DownloadFileResponse(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., crc32: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class SnapshotRepoRequest(_message.Message):
-    __slots__ = ("ref", "allow_patterns")
+    __slots__ = ("ref", "allow_patterns", "ignore_patterns")
     REF_FIELD_NUMBER: _ClassVar[int]
     ALLOW_PATTERNS_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_PATTERNS_FIELD_NUMBER: _ClassVar[int]
     ref: RepoRef
     allow_patterns: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, ref: _Optional[_Union[RepoRef, _Mapping]] = ..., allow_patterns: _Optional[_Iterable[str]] = ...) -> None: ...
+    ignore_patterns: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ref: _Optional[_Union[RepoRef, _Mapping]] = ..., allow_patterns: _Optional[_Iterable[str]] = ..., ignore_patterns: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SnapshotRepoResponse(_message.Message):
     __slots__ = ("local_path", "ref")

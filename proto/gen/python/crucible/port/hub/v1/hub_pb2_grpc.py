@@ -28,7 +28,8 @@ if _version_not_supported:
 class HubServiceStub(object):
     """HubService is the HubClient port: repositories of models (and other files) by name and revision.
 
-    Errors common to all: NOT_FOUND REPO_NOT_FOUND, REVISION_NOT_FOUND or HUB_FILE_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID.
+    Errors common to all: NOT_FOUND REPO_NOT_FOUND, REVISION_NOT_FOUND or HUB_FILE_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID; PERMISSION_DENIED REPO_ACCESS_DENIED
+    when the hub wants a token or consent; UNAVAILABLE HUB_UNREACHABLE.
     """
 
     def __init__(self, channel):
@@ -67,7 +68,8 @@ class HubServiceStub(object):
 class HubServiceServicer(object):
     """HubService is the HubClient port: repositories of models (and other files) by name and revision.
 
-    Errors common to all: NOT_FOUND REPO_NOT_FOUND, REVISION_NOT_FOUND or HUB_FILE_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID.
+    Errors common to all: NOT_FOUND REPO_NOT_FOUND, REVISION_NOT_FOUND or HUB_FILE_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID; PERMISSION_DENIED REPO_ACCESS_DENIED
+    when the hub wants a token or consent; UNAVAILABLE HUB_UNREACHABLE.
     """
 
     def GetRepoInfo(self, request, context):
@@ -144,7 +146,8 @@ def add_HubServiceServicer_to_server(servicer, server):
 class HubService(object):
     """HubService is the HubClient port: repositories of models (and other files) by name and revision.
 
-    Errors common to all: NOT_FOUND REPO_NOT_FOUND, REVISION_NOT_FOUND or HUB_FILE_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID.
+    Errors common to all: NOT_FOUND REPO_NOT_FOUND, REVISION_NOT_FOUND or HUB_FILE_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID; PERMISSION_DENIED REPO_ACCESS_DENIED
+    when the hub wants a token or consent; UNAVAILABLE HUB_UNREACHABLE.
     """
 
     @staticmethod

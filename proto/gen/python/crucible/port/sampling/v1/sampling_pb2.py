@@ -27,7 +27,7 @@ from crucible.type.v1 import operation_pb2 as crucible_dot_type_dot_v1_dot_opera
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(crucible/port/sampling/v1/sampling.proto\x12\x19\x63rucible.port.sampling.v1\x1a\"crucible/type/v1/constraints.proto\x1a crucible/type/v1/operation.proto\x1a\x1egoogle/protobuf/duration.proto\"\xaf\x01\n\x1c\x43reateSamplingSessionRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xca\xa5\x19\x04\x08\x01@\x02\x12\x1d\n\nbase_model\x18\x02 \x01(\tB\x07\xca\xa5\x19\x03\x18\x80 H\x00\x12!\n\x0e\x63heckpoint_uri\x18\x03 \x01(\tB\x07\xca\xa5\x19\x03\x18\x80 H\x00\x12&\n\x13training_session_id\x18\x04 \x01(\tB\x07\xca\xa5\x19\x03\x18\xff\x01H\x00\x42\x07\n\x05model\"\x8e\x01\n\x1d\x43reateSamplingSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\x05\x12\x1b\n\x13max_sequence_tokens\x18\x03 \x01(\x05\x12(\n\x05lease\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9a\x02\n\x0eSamplingParams\x12!\n\nmax_tokens\x18\x01 \x01(\x05\x42\r\xca\xa5\x19\t)\x00\x00\x00\x00\x00\x00\xf0?\x12\x30\n\x0btemperature\x18\x02 \x01(\x01\x42\x16\xca\xa5\x19\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00Y@H\x00\x88\x01\x01\x12*\n\x05top_p\x18\x03 \x01(\x01\x42\x16\xca\xa5\x19\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?H\x01\x88\x01\x01\x12!\n\x05top_k\x18\x04 \x01(\x05\x42\r\xca\xa5\x19\t)\x00\x00\x00\x00\x00\x00\x00\x00H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x03\x88\x01\x01\x12$\n\x0bstop_tokens\x18\x06 \x03(\x05\x42\x0f\xca\xa5\x19\x0b @)\x00\x00\x00\x00\x00\x00\x00\x00\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"\xfa\x01\n\rSampleRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x1f\n\x08sequence\x18\x02 \x01(\x04\x42\r\xca\xa5\x19\t)\x00\x00\x00\x00\x00\x00\xf0?\x12#\n\x13prompt_tokens_int32\x18\x03 \x01(\x0c\x42\x06\xca\xa5\x19\x02\x08\x01\x12\x41\n\x06params\x18\x04 \x01(\x0b\x32).crucible.port.sampling.v1.SamplingParamsB\x06\xca\xa5\x19\x02\x08\x01\x12+\n\x0bnum_samples\x18\x05 \x01(\x05\x42\x16\xca\xa5\x19\x12)\x00\x00\x00\x00\x00\x00\xf0?1\x00\x00\x00\x00\x00\x00\x90@\x12\x17\n\x0fprompt_logprobs\x18\x06 \x01(\x08\"@\n\x0eSampleResponse\x12.\n\toperation\x18\x01 \x01(\x0b\x32\x1b.crucible.type.v1.Operation\"}\n\x0fSampledSequence\x12\x14\n\x0ctokens_int32\x18\x01 \x01(\x0c\x12\x18\n\x10logprobs_float32\x18\x02 \x01(\x0c\x12:\n\x0bstop_reason\x18\x03 \x01(\x0e\x32%.crucible.port.sampling.v1.StopReason\"\xa8\x01\n\x0cSampleResult\x12=\n\tsequences\x18\x01 \x03(\x0b\x32*.crucible.port.sampling.v1.SampledSequence\x12$\n\x17prompt_logprobs_float32\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x17\n\x0fweights_version\x18\x03 \x01(\x03\x42\x1a\n\x18_prompt_logprobs_float32\"\xc6\x01\n\x13StreamSampleRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12#\n\x13prompt_tokens_int32\x18\x02 \x01(\x0c\x42\x06\xca\xa5\x19\x02\x08\x01\x12\x41\n\x06params\x18\x03 \x01(\x0b\x32).crucible.port.sampling.v1.SamplingParamsB\x06\xca\xa5\x19\x02\x08\x01\x12+\n\x0bnum_samples\x18\x04 \x01(\x05\x42\x16\xca\xa5\x19\x12)\x00\x00\x00\x00\x00\x00\xf0?1\x00\x00\x00\x00\x00\x00\x90@\"\x91\x01\n\x14StreamSampleResponse\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x14\n\x0ctokens_int32\x18\x02 \x01(\x0c\x12\x18\n\x10logprobs_float32\x18\x03 \x01(\x0c\x12:\n\x0bstop_reason\x18\x04 \x01(\x0e\x32%.crucible.port.sampling.v1.StopReason\"s\n\x16\x43omputeLogprobsRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x1f\n\x08sequence\x18\x02 \x01(\x04\x42\r\xca\xa5\x19\t)\x00\x00\x00\x00\x00\x00\xf0?\x12\x1c\n\x0ctokens_int32\x18\x03 \x01(\x0c\x42\x06\xca\xa5\x19\x02\x08\x01\"I\n\x17\x43omputeLogprobsResponse\x12.\n\toperation\x18\x01 \x01(\x0b\x32\x1b.crucible.type.v1.Operation\"C\n\x0eLogprobsResult\x12\x18\n\x10logprobs_float32\x18\x01 \x01(\x0c\x12\x17\n\x0fweights_version\x18\x02 \x01(\x03\"z\n\x15\x41waitOperationRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x1c\n\x0coperation_id\x18\x02 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xcc\x01\n\x16\x41waitOperationResponse\x12.\n\toperation\x18\x01 \x01(\x0b\x32\x1b.crucible.type.v1.Operation\x12\x39\n\x06sample\x18\x02 \x01(\x0b\x32\'.crucible.port.sampling.v1.SampleResultH\x00\x12=\n\x08logprobs\x18\x03 \x01(\x0b\x32).crucible.port.sampling.v1.LogprobsResultH\x00\x42\x08\n\x06result\"R\n\x16\x43\x61ncelOperationRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x1c\n\x0coperation_id\x18\x02 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\"I\n\x17\x43\x61ncelOperationResponse\x12.\n\toperation\x18\x01 \x01(\x0b\x32\x1b.crucible.type.v1.Operation\"9\n\x1b\x43loseSamplingSessionRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\"\x1e\n\x1c\x43loseSamplingSessionResponse*p\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x14\n\x10STOP_REASON_STOP\x10\x01\x12\x16\n\x12STOP_REASON_LENGTH\x10\x02\x12\x17\n\x13STOP_REASON_ABORTED\x10\x03\x32\xe5\x06\n\x0fSamplingService\x12\x8a\x01\n\x15\x43reateSamplingSession\x12\x37.crucible.port.sampling.v1.CreateSamplingSessionRequest\x1a\x38.crucible.port.sampling.v1.CreateSamplingSessionResponse\x12]\n\x06Sample\x12(.crucible.port.sampling.v1.SampleRequest\x1a).crucible.port.sampling.v1.SampleResponse\x12q\n\x0cStreamSample\x12..crucible.port.sampling.v1.StreamSampleRequest\x1a/.crucible.port.sampling.v1.StreamSampleResponse0\x01\x12x\n\x0f\x43omputeLogprobs\x12\x31.crucible.port.sampling.v1.ComputeLogprobsRequest\x1a\x32.crucible.port.sampling.v1.ComputeLogprobsResponse\x12u\n\x0e\x41waitOperation\x12\x30.crucible.port.sampling.v1.AwaitOperationRequest\x1a\x31.crucible.port.sampling.v1.AwaitOperationResponse\x12x\n\x0f\x43\x61ncelOperation\x12\x31.crucible.port.sampling.v1.CancelOperationRequest\x1a\x32.crucible.port.sampling.v1.CancelOperationResponse\x12\x87\x01\n\x14\x43loseSamplingSession\x12\x36.crucible.port.sampling.v1.CloseSamplingSessionRequest\x1a\x37.crucible.port.sampling.v1.CloseSamplingSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(crucible/port/sampling/v1/sampling.proto\x12\x19\x63rucible.port.sampling.v1\x1a\"crucible/type/v1/constraints.proto\x1a crucible/type/v1/operation.proto\x1a\x1egoogle/protobuf/duration.proto\"\xd7\x01\n\x1c\x43reateSamplingSessionRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xca\xa5\x19\x04\x08\x01@\x02\x12\x1d\n\nbase_model\x18\x02 \x01(\tB\x07\xca\xa5\x19\x03\x18\x80 H\x00\x12!\n\x0e\x63heckpoint_uri\x18\x03 \x01(\tB\x07\xca\xa5\x19\x03\x18\x80 H\x00\x12&\n\x13training_session_id\x18\x04 \x01(\tB\x07\xca\xa5\x19\x03\x18\xff\x01H\x00\x12&\n\x15\x63heckpoint_base_model\x18\x05 \x01(\tB\x07\xca\xa5\x19\x03\x18\x80 B\x07\n\x05model\"\x8e\x01\n\x1d\x43reateSamplingSessionResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\x05\x12\x1b\n\x13max_sequence_tokens\x18\x03 \x01(\x05\x12(\n\x05lease\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9a\x02\n\x0eSamplingParams\x12!\n\nmax_tokens\x18\x01 \x01(\x05\x42\r\xca\xa5\x19\t)\x00\x00\x00\x00\x00\x00\xf0?\x12\x30\n\x0btemperature\x18\x02 \x01(\x01\x42\x16\xca\xa5\x19\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00Y@H\x00\x88\x01\x01\x12*\n\x05top_p\x18\x03 \x01(\x01\x42\x16\xca\xa5\x19\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?H\x01\x88\x01\x01\x12!\n\x05top_k\x18\x04 \x01(\x05\x42\r\xca\xa5\x19\t)\x00\x00\x00\x00\x00\x00\x00\x00H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x03\x88\x01\x01\x12$\n\x0bstop_tokens\x18\x06 \x03(\x05\x42\x0f\xca\xa5\x19\x0b @)\x00\x00\x00\x00\x00\x00\x00\x00\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"\xfa\x01\n\rSampleRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x1f\n\x08sequence\x18\x02 \x01(\x04\x42\r\xca\xa5\x19\t)\x00\x00\x00\x00\x00\x00\xf0?\x12#\n\x13prompt_tokens_int32\x18\x03 \x01(\x0c\x42\x06\xca\xa5\x19\x02\x08\x01\x12\x41\n\x06params\x18\x04 \x01(\x0b\x32).crucible.port.sampling.v1.SamplingParamsB\x06\xca\xa5\x19\x02\x08\x01\x12+\n\x0bnum_samples\x18\x05 \x01(\x05\x42\x16\xca\xa5\x19\x12)\x00\x00\x00\x00\x00\x00\xf0?1\x00\x00\x00\x00\x00\x00\x90@\x12\x17\n\x0fprompt_logprobs\x18\x06 \x01(\x08\"@\n\x0eSampleResponse\x12.\n\toperation\x18\x01 \x01(\x0b\x32\x1b.crucible.type.v1.Operation\"}\n\x0fSampledSequence\x12\x14\n\x0ctokens_int32\x18\x01 \x01(\x0c\x12\x18\n\x10logprobs_float32\x18\x02 \x01(\x0c\x12:\n\x0bstop_reason\x18\x03 \x01(\x0e\x32%.crucible.port.sampling.v1.StopReason\"\xa8\x01\n\x0cSampleResult\x12=\n\tsequences\x18\x01 \x03(\x0b\x32*.crucible.port.sampling.v1.SampledSequence\x12$\n\x17prompt_logprobs_float32\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x17\n\x0fweights_version\x18\x03 \x01(\x03\x42\x1a\n\x18_prompt_logprobs_float32\"\xc6\x01\n\x13StreamSampleRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12#\n\x13prompt_tokens_int32\x18\x02 \x01(\x0c\x42\x06\xca\xa5\x19\x02\x08\x01\x12\x41\n\x06params\x18\x03 \x01(\x0b\x32).crucible.port.sampling.v1.SamplingParamsB\x06\xca\xa5\x19\x02\x08\x01\x12+\n\x0bnum_samples\x18\x04 \x01(\x05\x42\x16\xca\xa5\x19\x12)\x00\x00\x00\x00\x00\x00\xf0?1\x00\x00\x00\x00\x00\x00\x90@\"\x91\x01\n\x14StreamSampleResponse\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x14\n\x0ctokens_int32\x18\x02 \x01(\x0c\x12\x18\n\x10logprobs_float32\x18\x03 \x01(\x0c\x12:\n\x0bstop_reason\x18\x04 \x01(\x0e\x32%.crucible.port.sampling.v1.StopReason\"s\n\x16\x43omputeLogprobsRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x1f\n\x08sequence\x18\x02 \x01(\x04\x42\r\xca\xa5\x19\t)\x00\x00\x00\x00\x00\x00\xf0?\x12\x1c\n\x0ctokens_int32\x18\x03 \x01(\x0c\x42\x06\xca\xa5\x19\x02\x08\x01\"I\n\x17\x43omputeLogprobsResponse\x12.\n\toperation\x18\x01 \x01(\x0b\x32\x1b.crucible.type.v1.Operation\"C\n\x0eLogprobsResult\x12\x18\n\x10logprobs_float32\x18\x01 \x01(\x0c\x12\x17\n\x0fweights_version\x18\x02 \x01(\x03\"z\n\x15\x41waitOperationRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x1c\n\x0coperation_id\x18\x02 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xcc\x01\n\x16\x41waitOperationResponse\x12.\n\toperation\x18\x01 \x01(\x0b\x32\x1b.crucible.type.v1.Operation\x12\x39\n\x06sample\x18\x02 \x01(\x0b\x32\'.crucible.port.sampling.v1.SampleResultH\x00\x12=\n\x08logprobs\x18\x03 \x01(\x0b\x32).crucible.port.sampling.v1.LogprobsResultH\x00\x42\x08\n\x06result\"R\n\x16\x43\x61ncelOperationRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x1c\n\x0coperation_id\x18\x02 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\"I\n\x17\x43\x61ncelOperationResponse\x12.\n\toperation\x18\x01 \x01(\x0b\x32\x1b.crucible.type.v1.Operation\"9\n\x1b\x43loseSamplingSessionRequest\x12\x1a\n\nsession_id\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\"\x1e\n\x1c\x43loseSamplingSessionResponse*p\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x14\n\x10STOP_REASON_STOP\x10\x01\x12\x16\n\x12STOP_REASON_LENGTH\x10\x02\x12\x17\n\x13STOP_REASON_ABORTED\x10\x03\x32\xe5\x06\n\x0fSamplingService\x12\x8a\x01\n\x15\x43reateSamplingSession\x12\x37.crucible.port.sampling.v1.CreateSamplingSessionRequest\x1a\x38.crucible.port.sampling.v1.CreateSamplingSessionResponse\x12]\n\x06Sample\x12(.crucible.port.sampling.v1.SampleRequest\x1a).crucible.port.sampling.v1.SampleResponse\x12q\n\x0cStreamSample\x12..crucible.port.sampling.v1.StreamSampleRequest\x1a/.crucible.port.sampling.v1.StreamSampleResponse0\x01\x12x\n\x0f\x43omputeLogprobs\x12\x31.crucible.port.sampling.v1.ComputeLogprobsRequest\x1a\x32.crucible.port.sampling.v1.ComputeLogprobsResponse\x12u\n\x0e\x41waitOperation\x12\x30.crucible.port.sampling.v1.AwaitOperationRequest\x1a\x31.crucible.port.sampling.v1.AwaitOperationResponse\x12x\n\x0f\x43\x61ncelOperation\x12\x31.crucible.port.sampling.v1.CancelOperationRequest\x1a\x32.crucible.port.sampling.v1.CancelOperationResponse\x12\x87\x01\n\x14\x43loseSamplingSession\x12\x36.crucible.port.sampling.v1.CloseSamplingSessionRequest\x1a\x37.crucible.port.sampling.v1.CloseSamplingSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESAMPLINGSESSIONREQUEST'].fields_by_name['checkpoint_uri']._serialized_options = b'\312\245\031\003\030\200 '
   _globals['_CREATESAMPLINGSESSIONREQUEST'].fields_by_name['training_session_id']._loaded_options = None
   _globals['_CREATESAMPLINGSESSIONREQUEST'].fields_by_name['training_session_id']._serialized_options = b'\312\245\031\003\030\377\001'
+  _globals['_CREATESAMPLINGSESSIONREQUEST'].fields_by_name['checkpoint_base_model']._loaded_options = None
+  _globals['_CREATESAMPLINGSESSIONREQUEST'].fields_by_name['checkpoint_base_model']._serialized_options = b'\312\245\031\003\030\200 '
   _globals['_SAMPLINGPARAMS'].fields_by_name['max_tokens']._loaded_options = None
   _globals['_SAMPLINGPARAMS'].fields_by_name['max_tokens']._serialized_options = b'\312\245\031\t)\000\000\000\000\000\000\360?'
   _globals['_SAMPLINGPARAMS'].fields_by_name['temperature']._loaded_options = None
@@ -86,44 +88,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELOPERATIONREQUEST'].fields_by_name['operation_id']._serialized_options = b'\312\245\031\002\010\001'
   _globals['_CLOSESAMPLINGSESSIONREQUEST'].fields_by_name['session_id']._loaded_options = None
   _globals['_CLOSESAMPLINGSESSIONREQUEST'].fields_by_name['session_id']._serialized_options = b'\312\245\031\002\010\001'
-  _globals['_STOPREASON']._serialized_start=2589
-  _globals['_STOPREASON']._serialized_end=2701
+  _globals['_STOPREASON']._serialized_start=2629
+  _globals['_STOPREASON']._serialized_end=2741
   _globals['_CREATESAMPLINGSESSIONREQUEST']._serialized_start=174
-  _globals['_CREATESAMPLINGSESSIONREQUEST']._serialized_end=349
-  _globals['_CREATESAMPLINGSESSIONRESPONSE']._serialized_start=352
-  _globals['_CREATESAMPLINGSESSIONRESPONSE']._serialized_end=494
-  _globals['_SAMPLINGPARAMS']._serialized_start=497
-  _globals['_SAMPLINGPARAMS']._serialized_end=779
-  _globals['_SAMPLEREQUEST']._serialized_start=782
-  _globals['_SAMPLEREQUEST']._serialized_end=1032
-  _globals['_SAMPLERESPONSE']._serialized_start=1034
-  _globals['_SAMPLERESPONSE']._serialized_end=1098
-  _globals['_SAMPLEDSEQUENCE']._serialized_start=1100
-  _globals['_SAMPLEDSEQUENCE']._serialized_end=1225
-  _globals['_SAMPLERESULT']._serialized_start=1228
-  _globals['_SAMPLERESULT']._serialized_end=1396
-  _globals['_STREAMSAMPLEREQUEST']._serialized_start=1399
-  _globals['_STREAMSAMPLEREQUEST']._serialized_end=1597
-  _globals['_STREAMSAMPLERESPONSE']._serialized_start=1600
-  _globals['_STREAMSAMPLERESPONSE']._serialized_end=1745
-  _globals['_COMPUTELOGPROBSREQUEST']._serialized_start=1747
-  _globals['_COMPUTELOGPROBSREQUEST']._serialized_end=1862
-  _globals['_COMPUTELOGPROBSRESPONSE']._serialized_start=1864
-  _globals['_COMPUTELOGPROBSRESPONSE']._serialized_end=1937
-  _globals['_LOGPROBSRESULT']._serialized_start=1939
-  _globals['_LOGPROBSRESULT']._serialized_end=2006
-  _globals['_AWAITOPERATIONREQUEST']._serialized_start=2008
-  _globals['_AWAITOPERATIONREQUEST']._serialized_end=2130
-  _globals['_AWAITOPERATIONRESPONSE']._serialized_start=2133
-  _globals['_AWAITOPERATIONRESPONSE']._serialized_end=2337
-  _globals['_CANCELOPERATIONREQUEST']._serialized_start=2339
-  _globals['_CANCELOPERATIONREQUEST']._serialized_end=2421
-  _globals['_CANCELOPERATIONRESPONSE']._serialized_start=2423
-  _globals['_CANCELOPERATIONRESPONSE']._serialized_end=2496
-  _globals['_CLOSESAMPLINGSESSIONREQUEST']._serialized_start=2498
-  _globals['_CLOSESAMPLINGSESSIONREQUEST']._serialized_end=2555
-  _globals['_CLOSESAMPLINGSESSIONRESPONSE']._serialized_start=2557
-  _globals['_CLOSESAMPLINGSESSIONRESPONSE']._serialized_end=2587
-  _globals['_SAMPLINGSERVICE']._serialized_start=2704
-  _globals['_SAMPLINGSERVICE']._serialized_end=3573
+  _globals['_CREATESAMPLINGSESSIONREQUEST']._serialized_end=389
+  _globals['_CREATESAMPLINGSESSIONRESPONSE']._serialized_start=392
+  _globals['_CREATESAMPLINGSESSIONRESPONSE']._serialized_end=534
+  _globals['_SAMPLINGPARAMS']._serialized_start=537
+  _globals['_SAMPLINGPARAMS']._serialized_end=819
+  _globals['_SAMPLEREQUEST']._serialized_start=822
+  _globals['_SAMPLEREQUEST']._serialized_end=1072
+  _globals['_SAMPLERESPONSE']._serialized_start=1074
+  _globals['_SAMPLERESPONSE']._serialized_end=1138
+  _globals['_SAMPLEDSEQUENCE']._serialized_start=1140
+  _globals['_SAMPLEDSEQUENCE']._serialized_end=1265
+  _globals['_SAMPLERESULT']._serialized_start=1268
+  _globals['_SAMPLERESULT']._serialized_end=1436
+  _globals['_STREAMSAMPLEREQUEST']._serialized_start=1439
+  _globals['_STREAMSAMPLEREQUEST']._serialized_end=1637
+  _globals['_STREAMSAMPLERESPONSE']._serialized_start=1640
+  _globals['_STREAMSAMPLERESPONSE']._serialized_end=1785
+  _globals['_COMPUTELOGPROBSREQUEST']._serialized_start=1787
+  _globals['_COMPUTELOGPROBSREQUEST']._serialized_end=1902
+  _globals['_COMPUTELOGPROBSRESPONSE']._serialized_start=1904
+  _globals['_COMPUTELOGPROBSRESPONSE']._serialized_end=1977
+  _globals['_LOGPROBSRESULT']._serialized_start=1979
+  _globals['_LOGPROBSRESULT']._serialized_end=2046
+  _globals['_AWAITOPERATIONREQUEST']._serialized_start=2048
+  _globals['_AWAITOPERATIONREQUEST']._serialized_end=2170
+  _globals['_AWAITOPERATIONRESPONSE']._serialized_start=2173
+  _globals['_AWAITOPERATIONRESPONSE']._serialized_end=2377
+  _globals['_CANCELOPERATIONREQUEST']._serialized_start=2379
+  _globals['_CANCELOPERATIONREQUEST']._serialized_end=2461
+  _globals['_CANCELOPERATIONRESPONSE']._serialized_start=2463
+  _globals['_CANCELOPERATIONRESPONSE']._serialized_end=2536
+  _globals['_CLOSESAMPLINGSESSIONREQUEST']._serialized_start=2538
+  _globals['_CLOSESAMPLINGSESSIONREQUEST']._serialized_end=2595
+  _globals['_CLOSESAMPLINGSESSIONRESPONSE']._serialized_start=2597
+  _globals['_CLOSESAMPLINGSESSIONRESPONSE']._serialized_end=2627
+  _globals['_SAMPLINGSERVICE']._serialized_start=2744
+  _globals['_SAMPLINGSERVICE']._serialized_end=3613
 # @@protoc_insertion_point(module_scope)

@@ -24,16 +24,18 @@ STOP_REASON_LENGTH: StopReason
 STOP_REASON_ABORTED: StopReason
 
 class CreateSamplingSessionRequest(_message.Message):
-    __slots__ = ("request_id", "base_model", "checkpoint_uri", "training_session_id")
+    __slots__ = ("request_id", "base_model", "checkpoint_uri", "training_session_id", "checkpoint_base_model")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_URI_FIELD_NUMBER: _ClassVar[int]
     TRAINING_SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     base_model: str
     checkpoint_uri: str
     training_session_id: str
-    def __init__(self, request_id: _Optional[str] = ..., base_model: _Optional[str] = ..., checkpoint_uri: _Optional[str] = ..., training_session_id: _Optional[str] = ...) -> None: ...
+    checkpoint_base_model: str
+    def __init__(self, request_id: _Optional[str] = ..., base_model: _Optional[str] = ..., checkpoint_uri: _Optional[str] = ..., training_session_id: _Optional[str] = ..., checkpoint_base_model: _Optional[str] = ...) -> None: ...
 
 class CreateSamplingSessionResponse(_message.Message):
     __slots__ = ("session_id", "vocab_size", "max_sequence_tokens", "lease")

@@ -92,7 +92,7 @@ class SamplingServiceServicer(object):
 
     def CreateSamplingSession(self, request, context):
         """CreateSamplingSession binds a model. Idempotent by request_id.
-        Errors: NOT_FOUND MODEL_NOT_FOUND, CHECKPOINT_NOT_FOUND or SESSION_NOT_FOUND.
+        Errors: NOT_FOUND MODEL_NOT_FOUND, CHECKPOINT_NOT_FOUND or SESSION_NOT_FOUND; RESOURCE_EXHAUSTED TOO_MANY_SESSIONS with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +100,7 @@ class SamplingServiceServicer(object):
 
     def Sample(self, request, context):
         """Sample enqueues completions of one prompt.
+        Errors, of ComputeLogprobs too: RESOURCE_EXHAUSTED TOO_MANY_IN_FLIGHT or TOO_MANY_TOKENS, with RetryInfo, when the session's unfinished calls are too many or too large.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

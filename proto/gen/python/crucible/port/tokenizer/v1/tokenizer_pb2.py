@@ -26,7 +26,7 @@ from crucible.type.v1 import constraints_pb2 as crucible_dot_type_dot_v1_dot_con
 from crucible.type.v1 import message_pb2 as crucible_dot_type_dot_v1_dot_message__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*crucible/port/tokenizer/v1/tokenizer.proto\x12\x1a\x63rucible.port.tokenizer.v1\x1a\"crucible/type/v1/constraints.proto\x1a\x1e\x63rucible/type/v1/message.proto\"4\n\x17GetTokenizerInfoRequest\x12\x19\n\ttokenizer\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\"\xe2\x01\n\x18GetTokenizerInfoResponse\x12\x12\n\nvocab_size\x18\x01 \x01(\x05\x12\x19\n\x0c\x62os_token_id\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x19\n\x0c\x65os_token_id\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x19\n\x0cpad_token_id\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x19\n\x11has_chat_template\x18\x05 \x01(\x08\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\tB\x0f\n\r_bos_token_idB\x0f\n\r_eos_token_idB\x0f\n\r_pad_token_id\"k\n\x12\x45ncodeBatchRequest\x12\x19\n\ttokenizer\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x1e\n\x05texts\x18\x02 \x03(\tB\x0f\xca\xa5\x19\x0b\x08\x01\x18\x80\x80\x80\x02 \x80\x80\x04\x12\x1a\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08\"S\n\x13\x45ncodeBatchResponse\x12<\n\tsequences\x18\x01 \x03(\x0b\x32).crucible.port.tokenizer.v1.TokenSequence\"%\n\rTokenSequence\x12\x14\n\x0ctokens_int32\x18\x01 \x01(\x0c\"\x96\x01\n\x12\x44\x65\x63odeBatchRequest\x12\x19\n\ttokenizer\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12H\n\tsequences\x18\x02 \x03(\x0b\x32).crucible.port.tokenizer.v1.TokenSequenceB\n\xca\xa5\x19\x06\x08\x01 \x80\x80\x04\x12\x1b\n\x13skip_special_tokens\x18\x03 \x01(\x08\"$\n\x13\x44\x65\x63odeBatchResponse\x12\r\n\x05texts\x18\x01 \x03(\t\"\xc4\x01\n\x18\x41pplyChatTemplateRequest\x12\x19\n\ttokenizer\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x41\n\rconversations\x18\x02 \x03(\x0b\x32\x1e.crucible.type.v1.ConversationB\n\xca\xa5\x19\x06\x08\x01 \x80\x80\x04\x12\x1d\n\x15\x61\x64\x64_generation_prompt\x18\x03 \x01(\x08\x12+\n\x08train_on\x18\x04 \x01(\x0e\x32\x19.crucible.type.v1.TrainOn\"_\n\x19\x41pplyChatTemplateResponse\x12\x42\n\x08rendered\x18\x01 \x03(\x0b\x32\x30.crucible.port.tokenizer.v1.RenderedConversation\"F\n\x14RenderedConversation\x12\x14\n\x0ctokens_int32\x18\x01 \x01(\x0c\x12\x18\n\x10train_mask_uint8\x18\x02 \x01(\x0c\x32\xf4\x03\n\x10TokenizerService\x12}\n\x10GetTokenizerInfo\x12\x33.crucible.port.tokenizer.v1.GetTokenizerInfoRequest\x1a\x34.crucible.port.tokenizer.v1.GetTokenizerInfoResponse\x12n\n\x0b\x45ncodeBatch\x12..crucible.port.tokenizer.v1.EncodeBatchRequest\x1a/.crucible.port.tokenizer.v1.EncodeBatchResponse\x12n\n\x0b\x44\x65\x63odeBatch\x12..crucible.port.tokenizer.v1.DecodeBatchRequest\x1a/.crucible.port.tokenizer.v1.DecodeBatchResponse\x12\x80\x01\n\x11\x41pplyChatTemplate\x12\x34.crucible.port.tokenizer.v1.ApplyChatTemplateRequest\x1a\x35.crucible.port.tokenizer.v1.ApplyChatTemplateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*crucible/port/tokenizer/v1/tokenizer.proto\x12\x1a\x63rucible.port.tokenizer.v1\x1a\"crucible/type/v1/constraints.proto\x1a\x1e\x63rucible/type/v1/message.proto\"4\n\x17GetTokenizerInfoRequest\x12\x19\n\ttokenizer\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\"\x81\x02\n\x18GetTokenizerInfoResponse\x12\x12\n\nvocab_size\x18\x01 \x01(\x05\x12\x19\n\x0c\x62os_token_id\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x19\n\x0c\x65os_token_id\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x19\n\x0cpad_token_id\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x19\n\x11has_chat_template\x18\x05 \x01(\x08\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12\x1d\n\x15\x65nd_of_turn_token_ids\x18\x07 \x03(\x05\x42\x0f\n\r_bos_token_idB\x0f\n\r_eos_token_idB\x0f\n\r_pad_token_id\"k\n\x12\x45ncodeBatchRequest\x12\x19\n\ttokenizer\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x1e\n\x05texts\x18\x02 \x03(\tB\x0f\xca\xa5\x19\x0b\x08\x01\x18\x80\x80\x80\x02 \x80\x80\x04\x12\x1a\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08\"S\n\x13\x45ncodeBatchResponse\x12<\n\tsequences\x18\x01 \x03(\x0b\x32).crucible.port.tokenizer.v1.TokenSequence\"%\n\rTokenSequence\x12\x14\n\x0ctokens_int32\x18\x01 \x01(\x0c\"\x96\x01\n\x12\x44\x65\x63odeBatchRequest\x12\x19\n\ttokenizer\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12H\n\tsequences\x18\x02 \x03(\x0b\x32).crucible.port.tokenizer.v1.TokenSequenceB\n\xca\xa5\x19\x06\x08\x01 \x80\x80\x04\x12\x1b\n\x13skip_special_tokens\x18\x03 \x01(\x08\"$\n\x13\x44\x65\x63odeBatchResponse\x12\r\n\x05texts\x18\x01 \x03(\t\"\xe4\x01\n\x18\x41pplyChatTemplateRequest\x12\x19\n\ttokenizer\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\x12\x41\n\rconversations\x18\x02 \x03(\x0b\x32\x1e.crucible.type.v1.ConversationB\n\xca\xa5\x19\x06\x08\x01 \x80\x80\x04\x12\x1d\n\x15\x61\x64\x64_generation_prompt\x18\x03 \x01(\x08\x12+\n\x08train_on\x18\x04 \x01(\x0e\x32\x19.crucible.type.v1.TrainOn\x12\x1e\n\x16plain_without_template\x18\x05 \x01(\x08\"_\n\x19\x41pplyChatTemplateResponse\x12\x42\n\x08rendered\x18\x01 \x03(\x0b\x32\x30.crucible.port.tokenizer.v1.RenderedConversation\"F\n\x14RenderedConversation\x12\x14\n\x0ctokens_int32\x18\x01 \x01(\x0c\x12\x18\n\x10train_mask_uint8\x18\x02 \x01(\x0c\x32\xf4\x03\n\x10TokenizerService\x12}\n\x10GetTokenizerInfo\x12\x33.crucible.port.tokenizer.v1.GetTokenizerInfoRequest\x1a\x34.crucible.port.tokenizer.v1.GetTokenizerInfoResponse\x12n\n\x0b\x45ncodeBatch\x12..crucible.port.tokenizer.v1.EncodeBatchRequest\x1a/.crucible.port.tokenizer.v1.EncodeBatchResponse\x12n\n\x0b\x44\x65\x63odeBatch\x12..crucible.port.tokenizer.v1.DecodeBatchRequest\x1a/.crucible.port.tokenizer.v1.DecodeBatchResponse\x12\x80\x01\n\x11\x41pplyChatTemplate\x12\x34.crucible.port.tokenizer.v1.ApplyChatTemplateRequest\x1a\x35.crucible.port.tokenizer.v1.ApplyChatTemplateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,23 +50,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETTOKENIZERINFOREQUEST']._serialized_start=142
   _globals['_GETTOKENIZERINFOREQUEST']._serialized_end=194
   _globals['_GETTOKENIZERINFORESPONSE']._serialized_start=197
-  _globals['_GETTOKENIZERINFORESPONSE']._serialized_end=423
-  _globals['_ENCODEBATCHREQUEST']._serialized_start=425
-  _globals['_ENCODEBATCHREQUEST']._serialized_end=532
-  _globals['_ENCODEBATCHRESPONSE']._serialized_start=534
-  _globals['_ENCODEBATCHRESPONSE']._serialized_end=617
-  _globals['_TOKENSEQUENCE']._serialized_start=619
-  _globals['_TOKENSEQUENCE']._serialized_end=656
-  _globals['_DECODEBATCHREQUEST']._serialized_start=659
-  _globals['_DECODEBATCHREQUEST']._serialized_end=809
-  _globals['_DECODEBATCHRESPONSE']._serialized_start=811
-  _globals['_DECODEBATCHRESPONSE']._serialized_end=847
-  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_start=850
-  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_end=1046
-  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_start=1048
-  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_end=1143
-  _globals['_RENDEREDCONVERSATION']._serialized_start=1145
-  _globals['_RENDEREDCONVERSATION']._serialized_end=1215
-  _globals['_TOKENIZERSERVICE']._serialized_start=1218
-  _globals['_TOKENIZERSERVICE']._serialized_end=1718
+  _globals['_GETTOKENIZERINFORESPONSE']._serialized_end=454
+  _globals['_ENCODEBATCHREQUEST']._serialized_start=456
+  _globals['_ENCODEBATCHREQUEST']._serialized_end=563
+  _globals['_ENCODEBATCHRESPONSE']._serialized_start=565
+  _globals['_ENCODEBATCHRESPONSE']._serialized_end=648
+  _globals['_TOKENSEQUENCE']._serialized_start=650
+  _globals['_TOKENSEQUENCE']._serialized_end=687
+  _globals['_DECODEBATCHREQUEST']._serialized_start=690
+  _globals['_DECODEBATCHREQUEST']._serialized_end=840
+  _globals['_DECODEBATCHRESPONSE']._serialized_start=842
+  _globals['_DECODEBATCHRESPONSE']._serialized_end=878
+  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_start=881
+  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_end=1109
+  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_start=1111
+  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_end=1206
+  _globals['_RENDEREDCONVERSATION']._serialized_start=1208
+  _globals['_RENDEREDCONVERSATION']._serialized_end=1278
+  _globals['_TOKENIZERSERVICE']._serialized_start=1281
+  _globals['_TOKENIZERSERVICE']._serialized_end=1781
 # @@protoc_insertion_point(module_scope)

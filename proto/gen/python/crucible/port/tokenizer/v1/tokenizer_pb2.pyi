@@ -15,20 +15,22 @@ class GetTokenizerInfoRequest(_message.Message):
     def __init__(self, tokenizer: _Optional[str] = ...) -> None: ...
 
 class GetTokenizerInfoResponse(_message.Message):
-    __slots__ = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "has_chat_template", "fingerprint")
+    __slots__ = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "has_chat_template", "fingerprint", "end_of_turn_token_ids")
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     BOS_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     PAD_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    END_OF_TURN_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     vocab_size: int
     bos_token_id: int
     eos_token_id: int
     pad_token_id: int
     has_chat_template: bool
     fingerprint: str
-    def __init__(self, vocab_size: _Optional[int] = ..., bos_token_id: _Optional[int] = ..., eos_token_id: _Optional[int] = ..., pad_token_id: _Optional[int] = ..., has_chat_template: bool = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    end_of_turn_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, vocab_size: _Optional[int] = ..., bos_token_id: _Optional[int] = ..., eos_token_id: _Optional[int] = ..., pad_token_id: _Optional[int] = ..., has_chat_template: bool = ..., fingerprint: _Optional[str] = ..., end_of_turn_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class EncodeBatchRequest(_message.Message):
     __slots__ = ("tokenizer", "texts", "add_special_tokens")
@@ -69,16 +71,18 @@ class DecodeBatchResponse(_message.Message):
     def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ApplyChatTemplateRequest(_message.Message):
-    __slots__ = ("tokenizer", "conversations", "add_generation_prompt", "train_on")
+    __slots__ = ("tokenizer", "conversations", "add_generation_prompt", "train_on", "plain_without_template")
     TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     CONVERSATIONS_FIELD_NUMBER: _ClassVar[int]
     ADD_GENERATION_PROMPT_FIELD_NUMBER: _ClassVar[int]
     TRAIN_ON_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_WITHOUT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     tokenizer: str
     conversations: _containers.RepeatedCompositeFieldContainer[_message_pb2.Conversation]
     add_generation_prompt: bool
     train_on: _message_pb2.TrainOn
-    def __init__(self, tokenizer: _Optional[str] = ..., conversations: _Optional[_Iterable[_Union[_message_pb2.Conversation, _Mapping]]] = ..., add_generation_prompt: bool = ..., train_on: _Optional[_Union[_message_pb2.TrainOn, str]] = ...) -> None: ...
+    plain_without_template: bool
+    def __init__(self, tokenizer: _Optional[str] = ..., conversations: _Optional[_Iterable[_Union[_message_pb2.Conversation, _Mapping]]] = ..., add_generation_prompt: bool = ..., train_on: _Optional[_Union[_message_pb2.TrainOn, str]] = ..., plain_without_template: bool = ...) -> None: ...
 
 class ApplyChatTemplateResponse(_message.Message):
     __slots__ = ("rendered",)

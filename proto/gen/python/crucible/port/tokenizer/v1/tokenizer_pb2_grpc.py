@@ -90,7 +90,7 @@ class TokenizerServiceServicer(object):
 
     def ApplyChatTemplate(self, request, context):
         """ApplyChatTemplate renders conversations with the tokenizer's template and marks the tokens to train on.
-        Errors: FAILED_PRECONDITION CHAT_TEMPLATE_MISSING; INVALID_ARGUMENT CHAT_TEMPLATE_REFUSED when the template itself refuses a conversation (with its index).
+        Errors: FAILED_PRECONDITION CHAT_TEMPLATE_MISSING unless plain_without_template is set; INVALID_ARGUMENT CHAT_TEMPLATE_REFUSED when the template itself refuses a conversation (with its index).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -5,6 +5,7 @@ from crucible.type.v1 import datum_pb2 as _datum_pb2
 from crucible.type.v1 import operation_pb2 as _operation_pb2
 from crucible.type.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -14,32 +15,36 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreateTrainingSessionRequest(_message.Message):
-    __slots__ = ("request_id", "base_model", "lora", "seed", "dtype")
+    __slots__ = ("request_id", "base_model", "lora", "seed", "dtype", "base_model_name")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     LORA_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     base_model: str
     lora: LoraConfig
     seed: int
     dtype: str
-    def __init__(self, request_id: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., dtype: _Optional[str] = ...) -> None: ...
+    base_model_name: str
+    def __init__(self, request_id: _Optional[str] = ..., base_model: _Optional[str] = ..., lora: _Optional[_Union[LoraConfig, _Mapping]] = ..., seed: _Optional[int] = ..., dtype: _Optional[str] = ..., base_model_name: _Optional[str] = ...) -> None: ...
 
 class LoraConfig(_message.Message):
-    __slots__ = ("rank", "alpha", "train_mlp", "train_attention", "train_unembedding")
+    __slots__ = ("rank", "alpha", "train_mlp", "train_attention", "train_unembedding", "target_modules")
     RANK_FIELD_NUMBER: _ClassVar[int]
     ALPHA_FIELD_NUMBER: _ClassVar[int]
     TRAIN_MLP_FIELD_NUMBER: _ClassVar[int]
     TRAIN_ATTENTION_FIELD_NUMBER: _ClassVar[int]
     TRAIN_UNEMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    TARGET_MODULES_FIELD_NUMBER: _ClassVar[int]
     rank: int
     alpha: float
     train_mlp: bool
     train_attention: bool
     train_unembedding: bool
-    def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., train_mlp: bool = ..., train_attention: bool = ..., train_unembedding: bool = ...) -> None: ...
+    target_modules: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., train_mlp: bool = ..., train_attention: bool = ..., train_unembedding: bool = ..., target_modules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CreateTrainingSessionResponse(_message.Message):
     __slots__ = ("session",)
@@ -48,7 +53,7 @@ class CreateTrainingSessionResponse(_message.Message):
     def __init__(self, session: _Optional[_Union[TrainingSession, _Mapping]] = ...) -> None: ...
 
 class TrainingSession(_message.Message):
-    __slots__ = ("session_id", "base_model", "trainable_parameters", "vocab_size", "max_sequence_tokens", "dtype", "device", "optim_steps", "weights_version", "next_sequence", "lease")
+    __slots__ = ("session_id", "base_model", "trainable_parameters", "vocab_size", "max_sequence_tokens", "dtype", "device", "optim_steps", "weights_version", "next_sequence", "lease", "lora")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TRAINABLE_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +65,7 @@ class TrainingSession(_message.Message):
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
     NEXT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
+    LORA_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     base_model: str
     trainable_parameters: int
@@ -71,7 +77,8 @@ class TrainingSession(_message.Message):
     weights_version: int
     next_sequence: int
     lease: _duration_pb2.Duration
-    def __init__(self, session_id: _Optional[str] = ..., base_model: _Optional[str] = ..., trainable_parameters: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_sequence_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., optim_steps: _Optional[int] = ..., weights_version: _Optional[int] = ..., next_sequence: _Optional[int] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    lora: LoraConfig
+    def __init__(self, session_id: _Optional[str] = ..., base_model: _Optional[str] = ..., trainable_parameters: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_sequence_tokens: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., optim_steps: _Optional[int] = ..., weights_version: _Optional[int] = ..., next_sequence: _Optional[int] = ..., lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lora: _Optional[_Union[LoraConfig, _Mapping]] = ...) -> None: ...
 
 class GetTrainingSessionRequest(_message.Message):
     __slots__ = ("session_id",)
@@ -215,16 +222,18 @@ class OptimStepResult(_message.Message):
     def __init__(self, grad_norm: _Optional[float] = ..., update_norm: _Optional[float] = ..., learning_rate: _Optional[float] = ..., optim_steps: _Optional[int] = ..., weights_version: _Optional[int] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class SaveCheckpointRequest(_message.Message):
-    __slots__ = ("session_id", "sequence", "name", "weights_only")
+    __slots__ = ("session_id", "sequence", "name", "weights_only", "ttl")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     sequence: int
     name: str
     weights_only: bool
-    def __init__(self, session_id: _Optional[str] = ..., sequence: _Optional[int] = ..., name: _Optional[str] = ..., weights_only: bool = ...) -> None: ...
+    ttl: _duration_pb2.Duration
+    def __init__(self, session_id: _Optional[str] = ..., sequence: _Optional[int] = ..., name: _Optional[str] = ..., weights_only: bool = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class SaveCheckpointResponse(_message.Message):
     __slots__ = ("operation",)
@@ -233,20 +242,26 @@ class SaveCheckpointResponse(_message.Message):
     def __init__(self, operation: _Optional[_Union[_operation_pb2.Operation, _Mapping]] = ...) -> None: ...
 
 class CheckpointResult(_message.Message):
-    __slots__ = ("uri", "files", "manifest_sha256", "manifest_path", "optim_steps", "weights_version")
+    __slots__ = ("uri", "files", "manifest_sha256", "manifest_path", "optim_steps", "weights_version", "expire_time", "lora", "base_model")
     URI_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_SHA256_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_PATH_FIELD_NUMBER: _ClassVar[int]
     OPTIM_STEPS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    LORA_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     uri: str
     files: _containers.RepeatedCompositeFieldContainer[CheckpointFile]
     manifest_sha256: str
     manifest_path: str
     optim_steps: int
     weights_version: int
-    def __init__(self, uri: _Optional[str] = ..., files: _Optional[_Iterable[_Union[CheckpointFile, _Mapping]]] = ..., manifest_sha256: _Optional[str] = ..., manifest_path: _Optional[str] = ..., optim_steps: _Optional[int] = ..., weights_version: _Optional[int] = ...) -> None: ...
+    expire_time: _timestamp_pb2.Timestamp
+    lora: LoraConfig
+    base_model: str
+    def __init__(self, uri: _Optional[str] = ..., files: _Optional[_Iterable[_Union[CheckpointFile, _Mapping]]] = ..., manifest_sha256: _Optional[str] = ..., manifest_path: _Optional[str] = ..., optim_steps: _Optional[int] = ..., weights_version: _Optional[int] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., lora: _Optional[_Union[LoraConfig, _Mapping]] = ..., base_model: _Optional[str] = ...) -> None: ...
 
 class CheckpointFile(_message.Message):
     __slots__ = ("path", "size_bytes", "sha256")

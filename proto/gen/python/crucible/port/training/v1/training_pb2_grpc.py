@@ -127,7 +127,8 @@ class TrainingServiceServicer(object):
     """
 
     def CreateTrainingSession(self, request, context):
-        """CreateTrainingSession opens a session on a base model. Idempotent by request_id. Loading a model can take minutes.
+        """CreateTrainingSession opens a session on a base model. Idempotent by request_id. Loading a model can take minutes. LoRA sessions on one base model share its
+        weights, each with its own adapter, gradients and optimizer: what one does changes no bit of another.
         Errors: NOT_FOUND MODEL_NOT_FOUND; RESOURCE_EXHAUSTED TOO_MANY_SESSIONS with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -143,6 +144,7 @@ class TrainingServiceServicer(object):
 
     def Forward(self, request, context):
         """Forward enqueues a pass without gradients: losses and logprobs of the data at the current weights.
+        Errors, of ForwardBackward too: RESOURCE_EXHAUSTED TOO_MANY_IN_FLIGHT or TOO_MANY_TOKENS, with RetryInfo, when the session's unfinished calls are too many or too large.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,6 +207,8 @@ class TrainingServiceServicer(object):
     def UploadCheckpoint(self, request_iterator, context):
         """UploadCheckpoint brings a checkpoint to the adapter: a header, then the files' bytes in the header's order. The checkpoint appears as a whole, after every hash
         was checked, or not at all. A checkpoint that is already there under the same name and hash is answered at once. Needs `training.checkpoint_files`.
+        A folder made elsewhere, with adapter_config.json and adapter_model.safetensors (PEFT's LoRA format) or config.json and model.safetensors (transformers'), has no
+        manifest: the adapter checks it, writes one, and the result loads with weights_only.
         Errors: DATA_LOSS CHECKPOINT_CORRUPT with file, expected and actual hash.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -1,21 +1,35 @@
-"""A training session as the runtime drives it: numbered calls, long-polled results."""
+"""A training session over its port: numbered calls, long-polled results."""
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from google.protobuf import duration_pb2
 
 from crucible.port.training.v1 import training_pb2
 from crucible.type.v1 import datum_pb2, operation_pb2
-from crucible_kit.errors import OperationCancelledError, from_failure
+from crucible_kit.errors import OperationCancelledError, ResourceExhaustedError, from_failure
 
 _POLL_SECONDS = 20
 _CREATE_TIMEOUT = 600.0
+# How long a new session waits for others to close.
+_ROOM_SECONDS = 60.0
+_UPLOAD_TIMEOUT = 3600.0
 # Well under the 32 MiB that a message may have.
 _MAX_CALL_BYTES = 8 * 1024 * 1024
+# Calls of one large forward pass that are under way: one more than at work, so that the adapter never waits.
+_FORWARD_AHEAD = 4
+# The session's unfinished calls are too many or too large.
+_FULL = ("TOO_MANY_IN_FLIGHT", "TOO_MANY_TOKENS")
+_ENDED = (
+    operation_pb2.OPERATION_STATE_SUCCEEDED,
+    operation_pb2.OPERATION_STATE_FAILED,
+    operation_pb2.OPERATION_STATE_CANCELLED,
+)
 
 
 class TrainingSession:
@@ -26,29 +40,60 @@ class TrainingSession:
         self.info = session
         self.session_id = session.session_id
         self._next = session.next_sequence or 1
+        self._unfinished: deque[str] = deque()
 
     @classmethod
     async def create(cls, stub: Any, **fields: Any) -> TrainingSession:
-        """Opens a session; `fields` are those of CreateTrainingSessionRequest without the request id."""
+        """Opens a session; `fields` are those of CreateTrainingSessionRequest without the request id. Waits a while for
+        an adapter that has too many sessions.
+        """
         request = training_pb2.CreateTrainingSessionRequest(request_id=str(uuid.uuid4()), **fields)
-        response = await stub.CreateTrainingSession(request, timeout=_CREATE_TIMEOUT)
-        return cls(stub, response.session)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _ROOM_SECONDS
+        while True:
+            try:
+                response = await stub.CreateTrainingSession(request, timeout=_CREATE_TIMEOUT)
+                return cls(stub, response.session)
+            except ResourceExhaustedError as error:
+                if error.retry_delay is None or loop.time() + error.retry_delay > end:
+                    raise
+                await asyncio.sleep(error.retry_delay)
 
     def _sequence(self) -> int:
         self._next += 1
         return self._next - 1
 
+    async def _enqueue(self, call: Callable[[Any], Awaitable[Any]], request: Any) -> str:
+        """Makes a call and returns its operation's id. While the session is full, its oldest operation goes first."""
+        while True:
+            try:
+                operation_id = (await call(request)).operation.id
+            except ResourceExhaustedError as error:
+                if error.reason not in _FULL:
+                    raise
+                if not self._unfinished:
+                    # It is this call alone that is too large: the promise that a retry may help is not kept.
+                    raise ResourceExhaustedError(error.message, reason=error.reason, metadata=error.metadata) from error
+                await self._ended(self._unfinished.popleft())
+            else:
+                self._unfinished.append(operation_id)
+                return operation_id
+
     async def forward(
         self, data: Sequence[datum_pb2.Datum], loss_fn: training_pb2.LossFunction
     ) -> training_pb2.ForwardResult:
         """Losses and logprobs of the data at the current weights."""
-        operations = []
+        operations: deque[str] = deque()
+        results = []
         for part in split_by_size(data):
+            if len(operations) == _FORWARD_AHEAD:
+                results.append((await self.result(operations.popleft())).forward)
             request = training_pb2.ForwardRequest(
                 session_id=self.session_id, sequence=self._sequence(), data=part, loss_fn=loss_fn
             )
-            operations.append((await self._stub.Forward(request)).operation.id)
-        return merge([(await self.result(each)).forward for each in operations])
+            operations.append(await self._enqueue(self._stub.Forward, request))
+        results += [(await self.result(each)).forward for each in operations]
+        return merge(results)
 
     async def enqueue_forward_backward(
         self, data: Sequence[datum_pb2.Datum], loss_fn: training_pb2.LossFunction
@@ -59,27 +104,31 @@ class TrainingSession:
             request = training_pb2.ForwardBackwardRequest(
                 session_id=self.session_id, sequence=self._sequence(), data=part, loss_fn=loss_fn
             )
-            operations.append((await self._stub.ForwardBackward(request)).operation.id)
+            operations.append(await self._enqueue(self._stub.ForwardBackward, request))
         return operations
 
     async def enqueue_optim_step(self, adam: training_pb2.AdamParams) -> str:
         """Enqueues one optimizer step; returns the operation's id."""
         request = training_pb2.OptimStepRequest(session_id=self.session_id, sequence=self._sequence(), adam=adam)
-        return (await self._stub.OptimStep(request)).operation.id
+        return await self._enqueue(self._stub.OptimStep, request)
 
-    async def save_checkpoint(self, name: str, *, weights_only: bool) -> training_pb2.CheckpointResult:
-        """Saves a checkpoint on the adapter's side."""
+    async def save_checkpoint(
+        self, name: str, *, weights_only: bool, ttl_seconds: int | None = None
+    ) -> training_pb2.CheckpointResult:
+        """Saves a checkpoint on the adapter's side, which deletes it after `ttl_seconds`; None: never by itself."""
         request = training_pb2.SaveCheckpointRequest(
             session_id=self.session_id, sequence=self._sequence(), name=name, weights_only=weights_only
         )
-        return (await self.result((await self._stub.SaveCheckpoint(request)).operation.id)).checkpoint
+        if ttl_seconds is not None:
+            request.ttl.seconds = ttl_seconds
+        return (await self.result(await self._enqueue(self._stub.SaveCheckpoint, request))).checkpoint
 
     async def load_checkpoint(self, uri: str, *, weights_only: bool) -> training_pb2.CheckpointResult:
         """Replaces the session's weights by a checkpoint's."""
         request = training_pb2.LoadCheckpointRequest(
             session_id=self.session_id, sequence=self._sequence(), uri=uri, weights_only=weights_only
         )
-        return (await self.result((await self._stub.LoadCheckpoint(request)).operation.id)).checkpoint
+        return (await self.result(await self._enqueue(self._stub.LoadCheckpoint, request))).checkpoint
 
     def read_checkpoint_file(self, uri: str, path: str) -> AsyncIterator[training_pb2.ReadCheckpointFileResponse]:
         """The chunks of one file."""
@@ -89,7 +138,7 @@ class TrainingSession:
         self, requests: AsyncIterator[training_pb2.UploadCheckpointRequest]
     ) -> training_pb2.CheckpointResult:
         """Brings a checkpoint to the adapter."""
-        return (await self._stub.UploadCheckpoint(requests, timeout=_CREATE_TIMEOUT)).checkpoint
+        return (await self._stub.UploadCheckpoint(requests, timeout=_UPLOAD_TIMEOUT)).checkpoint
 
     async def delete_checkpoint(self, uri: str) -> None:
         """Frees the adapter's copy of a checkpoint."""
@@ -97,13 +146,20 @@ class TrainingSession:
 
     async def result(self, operation_id: str) -> training_pb2.AwaitOperationResponse:
         """Waits for an operation. Raises what it failed with."""
+        response = await self._ended(operation_id)
+        check_finished(response.operation)
+        return response
+
+    async def _ended(self, operation_id: str) -> training_pb2.AwaitOperationResponse:
+        """Waits for an operation, however it ends."""
         request = training_pb2.AwaitOperationRequest(
             session_id=self.session_id, operation_id=operation_id, wait=duration_pb2.Duration(seconds=_POLL_SECONDS)
         )
         while True:
             response = await self._stub.AwaitOperation(request, timeout=_POLL_SECONDS + 10)
-            check_finished(response.operation)
-            if response.operation.state == operation_pb2.OPERATION_STATE_SUCCEEDED:
+            if response.operation.state in _ENDED:
+                if operation_id in self._unfinished:
+                    self._unfinished.remove(operation_id)
                 return response
 
     async def close(self) -> None:
@@ -145,3 +201,10 @@ def merge(results: Sequence[training_pb2.ForwardResult]) -> training_pb2.Forward
         for name, value in result.metrics.items():
             merged.metrics[name] += value
     return merged
+
+
+def public_name(model: str) -> str:
+    """What checkpoints call their base model for other tools: owner/name as it is. Empty for builtin models and
+    folders, which other tools find by the folder that the adapter then writes down.
+    """
+    return "" if model.startswith(("builtin:", "/")) else model

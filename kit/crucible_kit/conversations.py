@@ -22,19 +22,17 @@ MAX_CHARACTERS = 1_048_576
 SHAPES = "messages; " + "; ".join(f"{prompt} + {answer}" for prompt, answer in PAIRS) + "; instruction + input + output"
 
 
-def to_conversation(row_json: str, index: int, mapping: Mapping[str, str]) -> message_pb2.Conversation:
+def to_conversation(row_json: str, index: int) -> message_pb2.Conversation:
     """One row as a conversation.
 
     Args:
         row_json: the row, a JSON object.
         index: its number, for messages.
-        mapping: field of the accepted shapes -> the row's own field.
 
     Raises:
         InvalidArgumentError: ROW_INVALID with the row's number, what is missing and the accepted shapes.
     """
     row = json.loads(row_json)
-    row |= {name: row[own] for name, own in mapping.items() if own in row}
     if "messages" in row:
         return message_pb2.Conversation(messages=_messages(row["messages"], index))
     for prompt, answer in PAIRS:
@@ -44,7 +42,10 @@ def to_conversation(row_json: str, index: int, mapping: Mapping[str, str]) -> me
                 question = f"{question}\n\n{_text(row, 'input', index)}"
             return _turns(question, _text(row, answer, index))
     names = ", ".join(name[:40] for name in sorted(row)[:10]) + (", ..." if len(row) > 10 else "")
-    raise _invalid(index, f"has the fields {names or 'none'}; accepted are {SHAPES}; map others with `fields`")
+    raise _invalid(
+        index,
+        f"has the fields {names or 'none'}; accepted are {SHAPES}; name others with `fields`, all that are to be read",
+    )
 
 
 def _turns(question: str, answer: str) -> message_pb2.Conversation:

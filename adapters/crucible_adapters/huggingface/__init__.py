@@ -1,0 +1,1 @@
+"""What the adapters of the Hugging Face hub share: its libraries, each operation in a process of its own."""

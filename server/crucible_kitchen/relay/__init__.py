@@ -1,0 +1,1 @@
+"""The ports, re-exported on the server's own address."""
