@@ -12,7 +12,16 @@ from google.protobuf import duration_pb2
 
 from crucible.port.training.v1 import training_pb2
 from crucible.type.v1 import datum_pb2, operation_pb2
-from crucible_kit.errors import OperationCancelledError, ResourceExhaustedError, from_failure
+from crucible_kit.errors import (
+    DeadlineExceededError,
+    InternalError,
+    KitchenError,
+    OperationCancelledError,
+    ResourceExhaustedError,
+    UnavailableError,
+    UnknownError,
+    from_failure,
+)
 
 _POLL_SECONDS = 20
 _CREATE_TIMEOUT = 600.0
@@ -41,6 +50,8 @@ class TrainingSession:
         self.session_id = session.session_id
         self._next = session.next_sequence or 1
         self._unfinished: deque[str] = deque()
+        # A number belongs to one call until the adapter has answered it.
+        self._numbering = asyncio.Lock()
 
     @classmethod
     async def create(cls, stub: Any, **fields: Any) -> TrainingSession:
@@ -59,12 +70,22 @@ class TrainingSession:
                     raise
                 await asyncio.sleep(error.retry_delay)
 
-    def _sequence(self) -> int:
-        self._next += 1
-        return self._next - 1
-
     async def _enqueue(self, call: Callable[[Any], Awaitable[Any]], request: Any) -> str:
-        """Makes a call and returns its operation's id. While the session is full, its oldest operation goes first."""
+        """Numbers a call, makes it and returns its operation's id. While the session is full, its oldest operation goes
+        first. A call that is refused uses up no number.
+        """
+        async with self._numbering:
+            request.sequence = self._next
+            self._next += 1
+            try:
+                return await self._accepted(call, request)
+            except (UnavailableError, DeadlineExceededError, OperationCancelledError, InternalError, UnknownError):
+                raise  # it may have been accepted
+            except KitchenError:
+                self._next -= 1
+                raise
+
+    async def _accepted(self, call: Callable[[Any], Awaitable[Any]], request: Any) -> str:
         while True:
             try:
                 operation_id = (await call(request)).operation.id
@@ -88,9 +109,7 @@ class TrainingSession:
         for part in split_by_size(data):
             if len(operations) == _FORWARD_AHEAD:
                 results.append((await self.result(operations.popleft())).forward)
-            request = training_pb2.ForwardRequest(
-                session_id=self.session_id, sequence=self._sequence(), data=part, loss_fn=loss_fn
-            )
+            request = training_pb2.ForwardRequest(session_id=self.session_id, data=part, loss_fn=loss_fn)
             operations.append(await self._enqueue(self._stub.Forward, request))
         results += [(await self.result(each)).forward for each in operations]
         return merge(results)
@@ -101,33 +120,27 @@ class TrainingSession:
         """Enqueues the data's gradients, in several calls when it is large; returns the operations' ids."""
         operations = []
         for part in split_by_size(data):
-            request = training_pb2.ForwardBackwardRequest(
-                session_id=self.session_id, sequence=self._sequence(), data=part, loss_fn=loss_fn
-            )
+            request = training_pb2.ForwardBackwardRequest(session_id=self.session_id, data=part, loss_fn=loss_fn)
             operations.append(await self._enqueue(self._stub.ForwardBackward, request))
         return operations
 
     async def enqueue_optim_step(self, adam: training_pb2.AdamParams) -> str:
         """Enqueues one optimizer step; returns the operation's id."""
-        request = training_pb2.OptimStepRequest(session_id=self.session_id, sequence=self._sequence(), adam=adam)
+        request = training_pb2.OptimStepRequest(session_id=self.session_id, adam=adam)
         return await self._enqueue(self._stub.OptimStep, request)
 
     async def save_checkpoint(
         self, name: str, *, weights_only: bool, ttl_seconds: int | None = None
     ) -> training_pb2.CheckpointResult:
         """Saves a checkpoint on the adapter's side, which deletes it after `ttl_seconds`; None: never by itself."""
-        request = training_pb2.SaveCheckpointRequest(
-            session_id=self.session_id, sequence=self._sequence(), name=name, weights_only=weights_only
-        )
+        request = training_pb2.SaveCheckpointRequest(session_id=self.session_id, name=name, weights_only=weights_only)
         if ttl_seconds is not None:
             request.ttl.seconds = ttl_seconds
         return (await self.result(await self._enqueue(self._stub.SaveCheckpoint, request))).checkpoint
 
     async def load_checkpoint(self, uri: str, *, weights_only: bool) -> training_pb2.CheckpointResult:
         """Replaces the session's weights by a checkpoint's."""
-        request = training_pb2.LoadCheckpointRequest(
-            session_id=self.session_id, sequence=self._sequence(), uri=uri, weights_only=weights_only
-        )
+        request = training_pb2.LoadCheckpointRequest(session_id=self.session_id, uri=uri, weights_only=weights_only)
         return (await self.result(await self._enqueue(self._stub.LoadCheckpoint, request))).checkpoint
 
     def read_checkpoint_file(self, uri: str, path: str) -> AsyncIterator[training_pb2.ReadCheckpointFileResponse]:

@@ -86,7 +86,7 @@ def autograd_gradients(
     total = torch.zeros((), dtype=dtype)
     logprobs = []
     for datum in data:
-        logits = net(input_ids=torch.from_numpy(datum.tokens)[None], use_cache=False).logits[0]
+        logits = net(input_ids=torch.from_numpy(datum.tokens)[None], use_cache=False).logits[0].to(dtype)
         row = logits.log_softmax(-1)[torch.arange(len(datum.targets)), torch.from_numpy(datum.targets)]
         total = total - (torch.from_numpy(datum.inputs["weights"]).to(dtype) * row).sum()
         logprobs.append(row.detach().numpy())

@@ -18,7 +18,6 @@
 - Missing logprobs were filled with zeros. Here.
 - AdamW options were dropped silently. Here.
 - A killed engine took every unsaved adapter with it.
-  ../fault/test_engine_deaths.py: test_an_engine_that_dies_at_every_point_changes_nothing
   ../system/test_ports.py: test_two_tokens_a_crash_and_a_restart
 - Readiness said ok before the engine could serve.
   test_process.py: test_child_serves_and_ends_when_stdin_closes

@@ -133,3 +133,17 @@ async def test_a_new_session_waits_for_another_to_close(monkeypatch: pytest.Monk
     opened = await TrainingSession.create(Stub, base_model="m")
     assert (opened.session_id, waits) == ("mine", [2.5, 2.5])
     assert len({each.request_id for each in requests}) == 1, "one session, however often it is asked for"
+
+
+async def test_a_refused_call_uses_up_no_number() -> None:
+    adapter = FakeLimited(room=8)
+
+    async def refuse(request: Any, context: Any) -> training_pb2.SaveCheckpointResponse:
+        raise InvalidArgumentError("name: bad", reason="FIELD_INVALID")
+
+    adapter.SaveCheckpoint = refuse  # type: ignore[method-assign]
+    opened = session(adapter)
+    with pytest.raises(InvalidArgumentError):
+        await opened.save_checkpoint("../x", weights_only=True)
+    await opened.enqueue_optim_step(training_pb2.AdamParams())
+    assert adapter.accepted == [1]

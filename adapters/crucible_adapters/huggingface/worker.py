@@ -34,6 +34,8 @@ _OPERATIONS = {
 
 logger = logging.getLogger(__name__)
 
+_PARTIAL = ".incomplete"
+
 
 def main() -> None:
     """Entry point of the process."""
@@ -51,8 +53,15 @@ def main() -> None:
 
 def _watch_parent() -> None:
     sys.stdin.buffer.read()
+    # the library's other threads go on to their next file
+    sys.addaudithook(_refuse_downloads)
     _remove_partial_downloads()
     os._exit(1)
+
+
+def _refuse_downloads(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and str(arguments[0]).endswith(_PARTIAL):
+        raise OSError("the call was cancelled")
 
 
 def _remove_partial_downloads() -> None:
@@ -63,7 +72,7 @@ def _remove_partial_downloads() -> None:
     for descriptor in descriptors.iterdir():
         try:
             target = Path(os.readlink(descriptor))
-            if target.suffix == ".incomplete":
+            if target.suffix == _PARTIAL:
                 target.unlink()
         except OSError:
             continue  # closed, or removed, meanwhile

@@ -102,6 +102,7 @@ def save_checkpoint(session: TrainingSession, folder: Path, *, weights_only: boo
     content raises AlreadyExistsError CHECKPOINT_EXISTS.
     """
 
+    session.check_weights()
     model = session.model
     partial = new_partial(folder)
     try:

@@ -25,7 +25,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 MAX_OTHER_BYTES = 64 * 1024 * 1024
 """Of a file that holds no weights."""
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+_PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 _LORA_TENSOR = re.compile(r"(base_model\.model\..+)\.lora_([AB])\.weight")
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
@@ -35,7 +35,7 @@ def check_foreign_files(files: Sequence[training_pb2.CheckpointFile]) -> None:
     names = [file.path for file in files]
     # first: they are why other files seem to be missing
     for index, name in enumerate(names):
-        if name.endswith(_PICKLES):
+        if name.lower().endswith(_PICKLES):
             raise field_error(
                 f"header.files[{index}].path",
                 f"{name!r} is a pickle, which is never read: leave it out, or save weights as safetensors",

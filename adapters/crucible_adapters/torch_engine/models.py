@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -24,6 +25,12 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float64": torch.float64,
 }
+
+
+_MOST_POSITIONS = 2**31 - 1
+# others may name code on the hub
+_ATTENTION = (None, "eager", "sdpa")
+_LAYER_COUNTS = frozenset({"n_layer", "n_layers", "num_hidden_layers", "num_layers"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,20 +146,34 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Lo
     """
     folder = folder.resolve()
     config = check_model_folder(folder)
+    _check_config(config, folder)
     torch_device = pick_device(device)
     torch_dtype = pick_dtype(dtype, torch_device, config)
     logging.disable_progress_bar()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch_dtype, local_files_only=True, output_loading_info=True
+            folder,
+            dtype=torch_dtype,
+            local_files_only=True,
+            output_loading_info=True,
+            # else the folder's configuration chooses
+            attn_implementation="sdpa",
         )
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    # what a strange configuration raises is anything: import errors, validation errors, ...
+    except Exception as error:
         raise field_error("base_model", f"{folder} does not load as a causal language model: {error}") from error
     # transformers fills what is missing with random numbers and only warns
     net, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise field_error("base_model", f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
+    positions = getattr(net.config, "max_position_embeddings", None) or _MOST_POSITIONS
+    if not isinstance(positions, int) or not 1 <= positions <= _MOST_POSITIONS:
+        raise field_error(
+            "base_model", f"{folder}: max_position_embeddings is {positions!r}: give 1 to {_MOST_POSITIONS}"
+        )
     net = net.to(torch_device).eval()
     _own_memory(net)
     use_row_invariant_decoding(net)
@@ -164,8 +185,33 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Lo
         device=torch_device,
         dtype=torch_dtype,
         vocab_size=net.get_output_embeddings().weight.shape[0],
-        max_positions=int(getattr(net.config, "max_position_embeddings", None) or 2**31 - 1),
+        max_positions=int(positions),
     )
+
+
+def _check_config(config: dict[str, Any], folder: Path) -> None:
+    """Refuse what would take the device for minutes or load other code, before a module is built."""
+    if config.get("quantization_config"):
+        raise field_error("base_model", f"{folder} is quantised: give the model in float32, bfloat16 or float16")
+    tensors = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="np") as file:
+                tensors += len(file.keys())
+        except SafetensorError as error:
+            raise field_error("base_model", f"{path} is not a safetensors file ({error})") from None
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name, value in part.items():
+            if "attn_implementation" in name and value not in _ATTENTION:
+                raise field_error(
+                    "base_model", f"{folder}: config.json has {name} {value!r}: leave it out, the engine chooses"
+                )
+        for name in _LAYER_COUNTS & part.keys():
+            value = part[name]
+            if isinstance(value, int) and not 0 <= value <= tensors:
+                raise field_error(
+                    "base_model", f"{folder}: config.json has {name} {value}, the weights are {tensors} tensors"
+                )
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from transformers import DynamicCache
 
 from crucible_adapters.torch_engine.loss import head_logits, target_logprobs
 from crucible_adapters.torch_engine.models import LoadedModel
+from crucible_kit.errors import FailedPreconditionError
 
 ROW_MULTIPLE = 4
 MAX_ROWS = 64
@@ -147,6 +148,11 @@ class _Rows:
 
     def _take(self, step: int) -> torch.Tensor:
         """Choose a token for every row, record it, drop finished samples; returns the tokens of the rows that go on."""
+        if not torch.isfinite(self._logits_RV).all():
+            raise FailedPreconditionError(
+                "the model's logits are not finite: its weights are damaged, sample from an earlier checkpoint",
+                reason="NUMERIC_ERROR",
+            )
         uniforms_R = None
         if self._options.temperature > 0:
             uniforms_R = torch.tensor([self._uniforms[i][step] for i in self._rows], dtype=torch.float64)
@@ -178,7 +184,8 @@ def choose(logits_RV: torch.Tensor, options: SamplingOptions, uniforms_R: torch.
     """
     if uniforms_R is None:
         return logits_RV.argmax(-1)
-    scaled_RV = logits_RV.double() / options.temperature
+    # the best token's logit becomes 0: the smallest temperature must not make infinities of them all
+    scaled_RV = (logits_RV.double() - logits_RV.double().amax(-1, keepdim=True)) / options.temperature
     if 0 < options.top_k < scaled_RV.shape[-1]:
         kept = scaled_RV.topk(options.top_k, dim=-1).indices
         scaled_RV = torch.full_like(scaled_RV, -torch.inf).scatter_(-1, kept, scaled_RV.gather(-1, kept))

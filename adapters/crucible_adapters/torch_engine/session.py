@@ -73,9 +73,19 @@ class TrainingSession:
         """What is trained, by name."""
         self._micro_batch_tokens = micro_batch_tokens
         self._failure: str | None = None
+        self._lost = False
+
+    def check_weights(self) -> None:
+        """Raises FailedPreconditionError NUMERIC_ERROR when a step has left weights that are not finite."""
+        if self._lost:
+            raise FailedPreconditionError(
+                "the weights are not finite since an optimizer step: load a checkpoint, and lower the learning rate",
+                reason="NUMERIC_ERROR",
+            )
 
     def forward(self, data: Sequence[Datum], loss: TokenLoss, config: Mapping[str, float]) -> ForwardResult:
         """Loss and logprobs; gradients and weights stay as they are."""
+        self.check_weights()
         with torch.no_grad():
             return self._run(data, loss, config, backward=False)
 
@@ -85,6 +95,7 @@ class TrainingSession:
         A failure zeroes the gradients and makes the next optim_step fail: half a batch must not become a step.
         """
         try:
+            self.check_weights()
             result = self._run(data, loss, config, backward=True)
             if self.model.adapter is not None:
                 _gather_gradients(self.parameters.values())
@@ -97,8 +108,10 @@ class TrainingSession:
         """One AdamW step on the accumulated gradients, which are zeroed whether it succeeds or not.
 
         Raises FailedPreconditionError, weights and moments untouched: GRADIENTS_INVALID when a forward_backward since
-        the last step failed, NO_GRADIENTS when there was none, NUMERIC_ERROR when the gradient norm is not finite.
+        the last step failed, NO_GRADIENTS when there was none, NUMERIC_ERROR when the gradient norm is not finite. When
+        the update's is not, that is NUMERIC_ERROR too, and the session does nothing more until a checkpoint is loaded.
         """
+        self.check_weights()
         failure, self._failure = self._failure, None
         try:
             gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
@@ -127,6 +140,9 @@ class TrainingSession:
             self.zero_gradients()
         self.optim_steps += 1
         self.weights_version += 1
+        if not math.isfinite(update_norm):
+            self._lost = True
+            self.check_weights()
         return OptimResult(
             grad_norm=grad_norm,
             update_norm=update_norm,
@@ -141,6 +157,7 @@ class TrainingSession:
         self.optim_steps = optim_steps
         self.weights_version += 1
         self._failure = None
+        self._lost = False
         self.zero_gradients()
 
     def _run(

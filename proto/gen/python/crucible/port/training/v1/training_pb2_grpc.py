@@ -160,7 +160,8 @@ class TrainingServiceServicer(object):
 
     def OptimStep(self, request, context):
         """OptimStep enqueues one AdamW step with the accumulated gradients, then zeroes them.
-        Errors of the operation: FAILED_PRECONDITION NO_GRADIENTS when nothing was accumulated; GRADIENTS_INVALID; NUMERIC_ERROR when the gradient norm is not finite (the weights stay).
+        Errors of the operation: FAILED_PRECONDITION NO_GRADIENTS when nothing was accumulated; GRADIENTS_INVALID; NUMERIC_ERROR when the gradient norm is not finite (the weights stay),
+        or when the step is not: then the session refuses everything but LoadCheckpoint, with the same reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
