@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import os
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,18 +15,19 @@ from typing import BinaryIO
 from crucible_adapters.threads import Threads
 from crucible_kit.chunks import fsync_folder
 
-# What a crash left; nobody writes one file for a day without a byte.
-_ABANDONED_SECONDS = 24 * 3600.0
-
 
 class StagedFile:
-    """A temporary file, hashed as it grows, on the disk of the place it will take. Methods block."""
+    """A temporary file, hashed as it grows, on the disk of the place it will take. Methods block.
+
+    It is locked while somebody needs it: one without a lock is what a killed process has left.
+    """
 
     def __init__(self, folder: Path) -> None:
         """`folder` holds the temporary file; both are made when first needed."""
         self._folder = folder
         self._digest = hashlib.sha256()
         self._file: BinaryIO | None = None
+        self._lock: BinaryIO | None = None
         self._path: Path | None = None
         self.size = 0
 
@@ -47,6 +48,7 @@ class StagedFile:
             self.sync()
         assert self._path is not None
         os.replace(self._path, target)
+        self._unlock()
         fsync_folder(target.parent)
 
     def finish(self) -> Path:
@@ -68,21 +70,34 @@ class StagedFile:
         if self._file is not None and self._path is not None:
             self._file.close()
             self._path.unlink(missing_ok=True)
+            self._unlock()
 
     def _open(self) -> BinaryIO:
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=self._folder)
+            while True:
+                descriptor, name = tempfile.mkstemp(dir=self._folder)
+                # Whoever tidies up may come between the making and the locking.
+                if _locked(descriptor) is not False and os.fstat(descriptor).st_nlink:
+                    break
+                os.close(descriptor)
             self._path = Path(name)
             self._file = os.fdopen(descriptor, "wb")
+            # The lock belongs to both, and stays when the first is closed.
+            self._lock = os.fdopen(os.dup(descriptor), "wb")
         return self._file
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 class StagingArea:
     """The staged files of one adapter: none outlives its writer, nor the adapter."""
 
     def __init__(self, folder: Path, threads: Threads) -> None:
-        """`folder` is the adapter's own; what crashed processes left there long ago is removed."""
+        """`folder` is the adapters' own; what killed processes have left there is removed."""
         self._folder = folder
         self._threads = threads
         self._files: set[StagedFile] = set()
@@ -119,12 +134,24 @@ def make_folders(folder: Path) -> None:
     fsync_folder(folder.parent)
 
 
+def _locked(descriptor: int) -> bool | None:
+    """Takes a file's lock; False: somebody has it, None: this disk has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
 def _sweep(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in folder.iterdir():
         try:
-            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                path.unlink()
+            with path.open("rb") as file:
+                if _locked(file.fileno()) is True:
+                    path.unlink()
         except FileNotFoundError:
             continue  # its owner is done with it

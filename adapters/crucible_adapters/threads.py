@@ -37,7 +37,7 @@ class Threads:
         if self.closed:
             raise UnavailableError(f"the {self._name} adapter is closed", reason="ADAPTER_CLOSED")
         future = asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
-        future.add_done_callback(_retrieve)
+        future.add_done_callback(retrieve)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -61,7 +61,7 @@ class Threads:
         await asyncio.to_thread(self._pool.shutdown, wait=True)
 
 
-def _retrieve(future: asyncio.Future[Any]) -> None:
+def retrieve(future: asyncio.Future[Any]) -> None:
     """Marks an exception as seen: when its caller was cancelled nobody else will."""
     if not future.cancelled():
         future.exception()

@@ -171,7 +171,9 @@ _RETRY_UNAVAILABLE = json.dumps(
 )
 
 
-def open_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
+def open_channel(
+    address: str, credentials: grpc.ChannelCredentials | None = None, *, retry: bool = True
+) -> grpc.aio.Channel:
     """grpc's own channel with our options, for callers that need no stub of ours; connects when first used."""
     # Nobody is bothered by frequent tries on one machine.
     backoff = (100, 250) if address.startswith("unix:") else (1_000, 2_000)
@@ -185,7 +187,7 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None = Non
         ("grpc.max_reconnect_backoff_ms", backoff[1]),
         # A server may come back on the same address; a shared pool would keep its dead connection.
         ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.service_config", _RETRY_UNAVAILABLE),
+        ("grpc.service_config", _RETRY_UNAVAILABLE if retry else "{}"),
     ]
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=options)
@@ -198,6 +200,7 @@ def connect(
     credentials: grpc.ChannelCredentials | None = None,
     token: str = "",
     wait_for_ready: bool = True,
+    retry: bool = True,
 ) -> RemoteChannel:
     """A channel to a gRPC address: host:port, dns:///host:port or unix:PATH. Connects when first used.
 
@@ -205,7 +208,9 @@ def connect(
         credentials: TLS; None is plain text, for loopback and unix sockets.
         token: sent as a bearer token with every call; empty sends none.
         wait_for_ready: as in RemoteChannel.
+        retry: try a call that fails with UNAVAILABLE again, a few times within two seconds.
     """
     # As metadata: call credentials are refused on plain text, and one interceptor object covers one kind of call only.
     metadata = [("authorization", f"Bearer {token}")] if token else []
-    return RemoteChannel(open_channel(address, credentials), wait_for_ready=wait_for_ready, metadata=metadata)
+    channel = open_channel(address, credentials, retry=retry)
+    return RemoteChannel(channel, wait_for_ready=wait_for_ready, metadata=metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from crucible_kit.errors import (
 from crucible_kit.ports import PORTS
 
 CONTRACT_VERSIONS = (1,)
+MAX_FOLDER_BYTES = 3839
+"""Of a folder's path: behind it a file's name still fits into the 4096 bytes that the system takes."""
 
 
 def distribution_version() -> str:
@@ -73,6 +76,9 @@ class AdapterContext:
             raise field_error(
                 field, f"{path[:256]!r} can't be looked at: {error.__class__.__name__}", reason="PATH_NOT_ALLOWED"
             ) from error
+        if len(os.fsencode(resolved)) > MAX_FOLDER_BYTES:
+            problem = f"{path[:256]!r} is longer than {MAX_FOLDER_BYTES} bytes"
+            raise field_error(field, problem, reason="PATH_NOT_ALLOWED")
         if self.read_roots is not None and not any(resolved.is_relative_to(root.resolve()) for root in self.read_roots):
             roots = ", ".join(str(root) for root in self.read_roots) or "none"
             raise field_error(

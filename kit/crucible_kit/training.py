@@ -24,6 +24,9 @@ from crucible_kit.errors import (
 )
 
 _POLL_SECONDS = 20
+# An adapter that is so late with its answer to a poll hangs.
+_SILENCE_SECONDS = 10
+_CLOSE_SECONDS = 10.0
 _CREATE_TIMEOUT = 600.0
 # How long a new session waits for others to close.
 _ROOM_SECONDS = 60.0
@@ -169,7 +172,7 @@ class TrainingSession:
             session_id=self.session_id, operation_id=operation_id, wait=duration_pb2.Duration(seconds=_POLL_SECONDS)
         )
         while True:
-            response = await self._stub.AwaitOperation(request, timeout=_POLL_SECONDS + 10)
+            response = await self._stub.AwaitOperation(request, timeout=_POLL_SECONDS + _SILENCE_SECONDS)
             if response.operation.state in _ENDED:
                 if operation_id in self._unfinished:
                     self._unfinished.remove(operation_id)
@@ -178,7 +181,7 @@ class TrainingSession:
     async def close(self) -> None:
         """Frees the session."""
         await self._stub.CloseTrainingSession(
-            training_pb2.CloseTrainingSessionRequest(session_id=self.session_id), timeout=10.0
+            training_pb2.CloseTrainingSessionRequest(session_id=self.session_id), timeout=_CLOSE_SECONDS
         )
 
 

@@ -41,6 +41,10 @@ def test_texts() -> None:
     assert event_text(event_pb2.RunEvent(planned=planned)) == held_out
     gone = event_pb2.CheckpointDeleted(checkpoint=event_pb2.Checkpoint(step=4, uri="file:///a"))
     assert event_text(event_pb2.RunEvent(checkpoint_deleted=gone)) == "checkpoint of step 4 deleted: file:///a"
+    damaged = event_pb2.CheckpointDamaged(checkpoint=gone.checkpoint)
+    damaged.failure.status.message = "checkpoint file:///a is damaged"
+    told = "checkpoint file:///a is damaged; an earlier checkpoint takes its place"
+    assert event_text(event_pb2.RunEvent(checkpoint_damaged=damaged)) == told
     summary = event_pb2.RunSummary(
         steps=6, seconds=61.4, first_train_loss=8, last_train_loss=0.25, tokens_per_second=1234.5
     )

@@ -71,13 +71,19 @@ def test_a_crash_leaves_one_of_the_two_contents(
     assert recovered.stat("a/k").sha256 == hashlib.sha256(b"later").hexdigest()
 
 
-async def test_what_a_crash_left_long_ago_is_removed_at_start(context: AdapterContext) -> None:
+async def test_what_a_killed_process_left_is_removed_at_start(context: AdapterContext) -> None:
     staging = BlobFolder(context.data_dir / "blobs").staging
     staging.mkdir(parents=True)
-    for name in ("old", "young"):
-        (staging / name).write_bytes(b"half")
-    os.utime(staging / "old", (0, 0))
-    store = LocalBlobStore(LocalBlobOptions(), context)
-    await store.close()
-    # The young one may be another server's, writing right now.
-    assert [path.name for path in staging.iterdir()] == ["young"]
+    (staging / "left").write_bytes(b"half")
+    # Another server's, on the same folder, which is writing right now; and one that is complete and not yet in place.
+    writing, complete = StagedFile(staging), StagedFile(staging)
+    writing.write(b"half")
+    complete.write(b"whole")
+    kept = complete.finish()
+    await LocalBlobStore(LocalBlobOptions(), context).close()
+    assert (staging / "left").exists() is False
+    assert len(list(staging.iterdir())) == 2
+    assert kept.read_bytes() == b"whole"
+    writing.discard()
+    complete.discard()
+    assert not list(staging.iterdir())

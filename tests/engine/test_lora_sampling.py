@@ -163,9 +163,6 @@ def sample_of(session_id: str, sequence: int) -> sp.SampleRequest:
     )
 
 
-# where the base model of a LoRA checkpoint comes from
-
-
 async def lora_checkpoint(wire: Wire, base_folder: Path, name: str = "a", **fields: Any) -> tp.CheckpointResult:
     training = await wire.open(base_folder, lora=EVERYTHING, **fields)
     await step(wire, training, 1)

@@ -20,6 +20,7 @@ from crucible_kit.errors import (
     InvalidArgumentError,
     ResourceExhaustedError,
 )
+from tests.engine.lora import targets
 from tests.engine.tenants import STEPS, Ends, Tenant, full, narrow, run_alone, storage_bytes, tensors_of, wide
 from tests.engine.tiny import VOCAB, random_data
 from tests.engine.wire import Wire, serve
@@ -232,12 +233,13 @@ def live_bytes() -> int:
 
 
 async def test_a_session_that_cannot_be_opened_leaves_no_model(wire: Wire, engine: Engine, tiny_folder: Path) -> None:
-    """Not even in the error that grpc keeps of the last call that failed."""
-    keep = await wire.open(tiny_folder, dtype="float64")
+    """Not even in its error: grpc keeps the one that its last failed call ended with."""
     before = live_bytes()
-    with pytest.raises(InvalidArgumentError, match="nowhere"):
-        await wire.open(tiny_folder, lora=tp.LoraConfig(rank=4, target_modules=["q_proj", "nowhere"]))
-    assert not engine._shared and len(engine.training._creations) == 1
-    for _ in range(2):
-        await wire.info(keep)
+    with pytest.raises(InvalidArgumentError, match="nowhere") as caught:
+        await engine.open_lora(tiny_folder, "float32", targets(4, "q_proj", "nowhere"), 0)
+    assert caught.value.fields[0].field == "lora.target_modules[0]"
+    assert not engine._shared
     assert live_bytes() == before
+    with pytest.raises(InvalidArgumentError, match="nowhere"):
+        await wire.open(tiny_folder, lora=tp.LoraConfig(rank=4, target_modules=["nowhere"]))
+    assert not engine._shared and not engine.training._creations

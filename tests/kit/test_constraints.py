@@ -162,6 +162,18 @@ def test_unknown_fields_are_found_at_depth() -> None:
         assert caught.value.metadata["field"] == place
 
 
+@pytest.mark.parametrize("times", [1, 200_000])
+def test_unknown_fields_of_a_large_message_are_found(times: int) -> None:
+    large = run_pb2.CreateRunRequest(recipe="x" * 100_000).SerializeToString()
+    check_no_unknown_fields(run_pb2.CreateRunRequest.FromString(large))
+    message = run_pb2.CreateRunRequest.FromString(large + b"\xc0\x3e\x01" * times)
+    with pytest.raises(InvalidArgumentError) as caught:
+        check_no_unknown_fields(message)
+    assert caught.value.reason == "FIELD_UNKNOWN"
+    assert caught.value.message.startswith("#1000: " if times == 1 else "the request holds 600000 bytes of unknown")
+    assert len(message.SerializeToString()) == len(large) + 3 * times
+
+
 def test_unknown_fields_inside_google_messages_are_left_alone() -> None:
     failure = failure_pb2.Failure(reason="X")
     failure.retry_delay.MergeFromString(b"\xc0\x3e\x01")

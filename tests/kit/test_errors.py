@@ -110,6 +110,15 @@ def test_a_call_that_the_transport_gave_up_may_be_tried_again() -> None:
     assert (type(error), error.retryable) == (UnavailableError, True)
 
 
+def test_a_status_that_grpc_lost_while_the_client_still_wrote_may_be_asked_for_again() -> None:
+    error = from_rpc_error(rpc_error(grpc.StatusCode.INTERNAL, "Internal error from Core"))
+    assert (type(error), error.reason, error.retryable) == (UnavailableError, "CONNECTION_LOST", True)
+    # A server of ours says why.
+    trailers = (("crucible-reason", "INTERNAL_BUG"),)
+    error = from_rpc_error(rpc_error(grpc.StatusCode.INTERNAL, "internal error 1f", trailers))
+    assert (type(error), error.reason) == (errors.InternalError, "INTERNAL_BUG")
+
+
 @pytest.mark.parametrize("letter", ["x", "é", "字", "%", "\n"])
 def test_a_status_always_fits_into_its_headers(letter: str) -> None:
     error = InvalidArgumentError(

@@ -94,6 +94,11 @@ def deleted_event(saved: CheckpointRecord) -> RunEvent:
     return RunEvent(checkpoint_deleted=event_pb2.CheckpointDeleted(checkpoint=message))
 
 
+def damaged_event(saved: CheckpointRecord) -> RunEvent:
+    message = event_pb2.Checkpoint(uri=saved.uri, step=saved.step)
+    return RunEvent(checkpoint_damaged=event_pb2.CheckpointDamaged(checkpoint=message))
+
+
 class FakeRuns:
     """Changes states and runs nothing."""
 

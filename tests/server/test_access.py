@@ -16,7 +16,13 @@ from crucible.kitchen.v1 import adapter_admin_pb2, run_pb2
 from crucible.kitchen.v1.adapter_admin_pb2_grpc import AdapterAdminServiceStub
 from crucible.kitchen.v1.run_pb2_grpc import RunServiceStub
 from crucible_kit.channel import connect
-from crucible_kit.errors import InvalidArgumentError, PermissionDeniedError, UnauthenticatedError, UnimplementedError
+from crucible_kit.errors import (
+    InvalidArgumentError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnimplementedError,
+    from_rpc_error,
+)
 from crucible_kitchen.api.access import METHOD_ROLES, MUTATIONS, OPEN_METHODS, Tokens
 from tests.server.fakes import Api, serve, tokens
 
@@ -145,6 +151,23 @@ async def test_health_is_open_and_reflection_and_channelz_are_not(tmp_path: Path
         await api.endpoint.drain()
         response = await health.Check(health_pb2.HealthCheckRequest(service="crucible.kitchen.v1.RunService"))
         assert response.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_the_services_of_grpc_itself_refuse_as_ours_do(api: Api) -> None:
+    methods = sorted(each for each in await served_methods(api.address) if each.startswith("/grpc."))
+    async with open_channel(api.address) as raw:
+        for method in methods:
+            call = raw.stream_stream(method)(iter([b"\x0b"]))  # a group that never ends
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                async for _ in call:
+                    pass
+            missing = method == "/grpc.health.v1.Health/List"
+            error = from_rpc_error(caught.value)
+            assert error.reason == ("METHOD_MISSING" if missing else "MESSAGE_MALFORMED"), method
+        health: Any = health_pb2_grpc.HealthStub(raw)
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from tests.server.fakes import (
     Clock,
     checkpoint,
     checkpoint_event,
+    damaged_event,
     deleted_event,
     log_event,
     record,
@@ -204,6 +205,32 @@ async def test_a_checkpoint_is_deleted_once_with_its_event_and_never_the_newest(
         await store.append("run-1", events, deleted=deleted)
     assert [each.step for each in await store.checkpoints("run-1")] == [2, 4]
     assert (await store.get_run("run-1")).last_sequence == 3
+
+
+async def test_the_newest_whole_checkpoint_takes_a_damaged_one_s_place(store: Store) -> None:
+    await store.create_run(record(), [state_event(RUN_STATE_CREATED)])
+    saved = [checkpoint(2), checkpoint(4), checkpoint(6), checkpoint(8)]
+    for each in saved:
+        await store.append("run-1", [checkpoint_event(each)], checkpoint=each)
+    await store.append("run-1", [deleted_event(saved[1])], deleted=[3])
+    after = await store.append("run-1", [log_event(), damaged_event(saved[3])], damaged=5)
+    assert after == await store.get_run("run-1")
+    assert after.latest_checkpoint is not None and after.latest_checkpoint.step == 6
+    # It is still there, to be looked at.
+    assert [(each.step, each.damage_sequence) for each in await store.checkpoints("run-1")] == [
+        *((2, None), (6, None), (8, 8))
+    ]
+    again = await store.append("run-1", [damaged_event(saved[2])], damaged=4)
+    assert again.latest_checkpoint is not None and again.latest_checkpoint.step == 2
+    for events, damaged in (
+        ([damaged_event(saved[0])], 2),  # the only one left
+        ([damaged_event(saved[2])], 4),  # not the newest
+        ([damaged_event(saved[0])], None),
+        ([], 2),
+    ):
+        with pytest.raises(ValueError):
+            await store.append("run-1", events, damaged=damaged)
+    assert (await store.get_run("run-1")) == again
 
 
 async def test_a_log_never_goes_back_in_time(store: Store, clock: Clock) -> None:

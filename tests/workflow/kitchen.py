@@ -21,6 +21,7 @@ from crucible_kit.adapter import AdapterContext
 from crucible_kit.channel import ObjectChannel
 from crucible_kit.ports import PORTS
 from crucible_kitchen.options import ServerOptions
+from crucible_kitchen.ports.named import PortChannel
 from crucible_kitchen.runs.manager import RunManager
 from crucible_kitchen.store import RunRecord, Store
 from tests.workflow.fake_training import FakeSampling, FakeTraining
@@ -64,7 +65,7 @@ class Kitchen:
         self.servicers |= {"training": self.training, "sampling": self.sampling}
         self.capabilities |= {"training": TRAINING, "sampling": frozenset({"sampling.follow"})}
         channel = ObjectChannel({PORTS[port].service.full_name: each for port, each in self.servicers.items()})
-        self._stubs = {port: PORTS[port].stub(channel) for port in self.servicers}
+        self._stubs = {port: PORTS[port].stub(PortChannel(channel, port)) for port in self.servicers}
         self.manager = RunManager(store, _Ports(self._stubs, self.capabilities), ServerOptions(data=data))
 
     async def create(self, preset: str = "", seed: int = 0, /, **config: Any) -> RunRecord:

@@ -18,7 +18,14 @@ from crucible_adapters.threads import Threads
 from crucible_kit import paging
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions
 from crucible_kit.chunks import CHUNK_BYTES, crc32
-from crucible_kit.errors import DataLossError, NotFoundError, OutOfRangeError, ResourceExhaustedError, field_error
+from crucible_kit.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    NotFoundError,
+    OutOfRangeError,
+    ResourceExhaustedError,
+    field_error,
+)
 
 _THREADS = 4
 
@@ -109,7 +116,9 @@ class LocalBlobStore(blob_pb2_grpc.BlobStoreServiceServicer):
         return response
 
     async def DeleteBlob(self, request: blob_pb2.DeleteBlobRequest, context: Any) -> blob_pb2.DeleteBlobResponse:
-        if not await self._threads.run(self._folder.delete, request.key) and not request.allow_missing:
+        with _disk_errors():
+            deleted = await self._threads.run(self._folder.delete, request.key)
+        if not deleted and not request.allow_missing:
             raise NotFoundError(
                 f"there is no blob {request.key!r} to delete; with allow_missing that is OK",
                 reason="BLOB_NOT_FOUND",
@@ -181,8 +190,16 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ResourceExhaustedError(
-            "the disk of the blob store is full; nothing was stored: free space and send it again", reason="DISK_FULL"
-        ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceExhaustedError(
+                "the disk of the blob store is full; nothing was stored: free space and send it again",
+                reason="DISK_FULL",
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+            raise FailedPreconditionError(
+                f"the folder of the blob store can't be changed ({error.strerror}); nothing was stored or deleted: "
+                "make it writable and try again",
+                reason="STORAGE_FAILED",
+                metadata={"cause": errno.errorcode[error.errno]},
+            ) from error
+        raise

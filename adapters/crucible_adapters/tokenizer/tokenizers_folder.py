@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +148,9 @@ class TokenizersFolder(tokenizer_pb2_grpc.TokenizerServiceServicer):
         return tokenizer
 
     def _readable(self, name: str) -> Path:
-        resolved = Path(name).resolve()
+        resolved = replace(self._context, read_roots=None).readable(name, field="tokenizer")
         # What the hub has put into the data folder may be read whatever the allowed folders are.
-        if Path(name).is_absolute() and resolved.is_relative_to(self._context.data_dir.resolve()):
+        if resolved.is_relative_to(self._context.data_dir.resolve()):
             return resolved
         return self._context.readable(name, field="tokenizer")
 

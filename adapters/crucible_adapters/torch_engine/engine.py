@@ -193,7 +193,6 @@ class Engine:
         except BaseException as error:
             give_back()
             # grpc keeps the error that its last failed call ended with, whose frames would keep the model
-            del base, give_back
             if isinstance(error, KitchenError):
                 error.__traceback__ = error.__context__ = error.__cause__ = None
             raise

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from crucible_kit.errors import InternalError, KitchenError, ResourceExhaustedError
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Raises what the system says of the work folder's disk as an error that names the fix."""
+    try:
+        yield
+    # some of ours are OSErrors too
+    except KitchenError:
+        raise
+    except OSError as error:
+        raise _storage_failed(error) from error
+
+
+def _storage_failed(error: OSError) -> KitchenError:
+    return ResourceExhaustedError(
+        f"the engine's work folder cannot be used: {error.strerror or error}: free space or fix its permissions",
+        reason="STORAGE_FAILED",
+    )
 
 
 def as_kitchen_error(error: BaseException, where: str) -> KitchenError:
@@ -23,10 +44,7 @@ def as_kitchen_error(error: BaseException, where: str) -> KitchenError:
             reason="OUT_OF_MEMORY",
         )
     if isinstance(error, OSError):
-        return ResourceExhaustedError(
-            f"the engine's work folder cannot be used: {error.strerror or error}: free space or fix its permissions",
-            reason="STORAGE_FAILED",
-        )
+        return _storage_failed(error)
     error_id = uuid.uuid4().hex[:12]
     logger.error("%s failed, error_id %s", where, error_id, exc_info=error)
     return InternalError(

@@ -12,7 +12,7 @@ from google.protobuf import duration_pb2
 from crucible.port.training.v1 import training_pb2 as pb
 from crucible.port.training.v1 import training_pb2_grpc
 from crucible_adapters.torch_engine.batching import Datum
-from crucible_adapters.torch_engine.checkpoint import load_checkpoint, save_checkpoint
+from crucible_adapters.torch_engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from crucible_adapters.torch_engine.checkpoint_upload import CheckpointUpload
 from crucible_adapters.torch_engine.engine import (
     FULL,
@@ -22,6 +22,7 @@ from crucible_adapters.torch_engine.engine import (
     model_folder,
     nothing_to_release,
 )
+from crucible_adapters.torch_engine.failures import storage_errors
 from crucible_adapters.torch_engine.lora_config import describe_lora, parse_lora
 from crucible_adapters.torch_engine.loss import TokenLoss
 from crucible_adapters.torch_engine.operations import Cancelled, OrderedOperations, Result, Work
@@ -167,23 +168,31 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         first = await anext(request_iterator, pb.UploadCheckpointRequest())
         if first.WhichOneof("part") != "header":
             raise field_error("header", "missing: the first message of an upload is its header")
-        checkpoint = await engine.on_io(store.existing, first.header)
-        if checkpoint is None:
-            upload = await engine.on_io(
-                partial(CheckpointUpload, store, first.header, max_lora_rank=engine.options.max_lora_rank)
-            )
-            try:
-                async for request in request_iterator:
-                    if request.WhichOneof("part") != "chunk":
-                        raise field_error("chunk", "missing: after the header come chunks only")
-                    await engine.on_io(upload.write, request.chunk)
-                checkpoint = await engine.on_io(upload.commit)
-            finally:
-                await engine.on_io(upload.close)
+        with storage_errors():
+            checkpoint = await engine.on_io(store.existing, first.header)
+            if checkpoint is None:
+                checkpoint = await self._receive(first.header, request_iterator)
         return pb.UploadCheckpointResponse(checkpoint=store.describe(checkpoint))
 
+    async def _receive(
+        self, header: pb.UploadCheckpointHeader, requests: AsyncIterator[pb.UploadCheckpointRequest]
+    ) -> Checkpoint:
+        engine = self._engine
+        upload = await engine.on_io(
+            partial(CheckpointUpload, engine.store, header, max_lora_rank=engine.options.max_lora_rank)
+        )
+        try:
+            async for request in requests:
+                if request.WhichOneof("part") != "chunk":
+                    raise field_error("chunk", "missing: after the header come chunks only")
+                await engine.on_io(upload.write, request.chunk)
+            return await engine.on_io(upload.commit)
+        finally:
+            await engine.on_io(upload.close)
+
     async def DeleteCheckpoint(self, request: pb.DeleteCheckpointRequest, context: Any) -> pb.DeleteCheckpointResponse:
-        await self._engine.on_io(self._engine.store.delete, request.uri)
+        with storage_errors():
+            await self._engine.on_io(self._engine.store.delete, request.uri)
         return pb.DeleteCheckpointResponse()
 
     async def CloseTrainingSession(

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from crucible_adapters.threads import retrieve
 from crucible_adapters.torch_engine.operations import Operations, digest_of
 from crucible_kit.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
 
@@ -66,7 +67,9 @@ class SessionTable(Generic[Record]):
         digest = digest_of(request)
         if request_id not in self._creations:
             self._check_room(kind)
-            self._creations[request_id] = _Creation(kind, digest, asyncio.create_task(self._make(request_id, make)))
+            task = asyncio.create_task(self._make(request_id, make))
+            task.add_done_callback(retrieve)
+            self._creations[request_id] = _Creation(kind, digest, task)
         creation = self._creations[request_id]
         if creation.digest != digest:
             raise InvalidArgumentError(

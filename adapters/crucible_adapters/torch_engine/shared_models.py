@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from crucible_adapters.threads import retrieve
 from crucible_adapters.torch_engine.models import LoadedModel
 
 Key = tuple[Path, str]
@@ -39,6 +40,7 @@ class SharedModels:
         shared = self._models.get(key)
         if shared is None:
             shared = self._models[key] = _Shared(asyncio.create_task(self._load_frozen(folder, dtype)))
+            shared.loading.add_done_callback(retrieve)
         shared.users += 1
 
         def release() -> None:

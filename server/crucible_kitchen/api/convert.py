@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
+
+from google.protobuf import struct_pb2
+
 from crucible.kitchen.v1 import run_pb2
 from crucible_kit.adapter import to_struct
 from crucible_kitchen.store.records import RunRecord, checkpoint_message
@@ -15,7 +20,7 @@ def run_message(record: RunRecord) -> run_pb2.Run:
         preset=record.preset,
         workflow=record.workflow,
         dataset=record.dataset,
-        config=to_struct(record.config),
+        config=_config(json.dumps(record.config)),
         config_sha256=record.config_sha256,
         seed=record.seed,
         state=record.state,
@@ -37,3 +42,10 @@ def run_message(record: RunRecord) -> run_pb2.Run:
     if record.end_time is not None:
         run.end_time.FromDatetime(record.end_time)
     return run
+
+
+# Making a Struct takes longer than all the rest of a page of runs, and runs often share their configuration.
+@lru_cache(maxsize=256)
+def _config(text: str) -> struct_pb2.Struct:
+    """The configuration in JSON. The message is shared: not to be changed."""
+    return to_struct(json.loads(text))

@@ -35,7 +35,7 @@ class AdapterProcess:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._lock = asyncio.Lock()
         # Calls fail at once when the child is gone: the run then goes on from its checkpoint with a new one.
-        self.channel: RemoteChannel = connect(f"unix:{socket}", wait_for_ready=False)
+        self.channel: RemoteChannel = connect(f"unix:{socket}", wait_for_ready=False, retry=False)
         self.info: adapter_pb2.GetAdapterInfoResponse | None = None
 
     @property

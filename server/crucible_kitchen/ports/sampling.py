@@ -14,6 +14,8 @@ from crucible_kit.tensors import pack_tokens, unpack_tokens
 from crucible_kit.training import check_finished
 
 _POLL_SECONDS = 20
+# An adapter that is so late with its answer to a poll hangs.
+_SILENCE_SECONDS = 10
 
 
 class SamplingSession:
@@ -47,7 +49,7 @@ class SamplingSession:
             session_id=self.session_id, operation_id=operation_id, wait=duration_pb2.Duration(seconds=_POLL_SECONDS)
         )
         while True:
-            response = await self._stub.AwaitOperation(poll, timeout=_POLL_SECONDS + 10)
+            response = await self._stub.AwaitOperation(poll, timeout=_POLL_SECONDS + _SILENCE_SECONDS)
             check_finished(response.operation)
             if response.operation.state == operation_pb2.OPERATION_STATE_SUCCEEDED:
                 return unpack_tokens(response.sample.sequences[0].tokens_int32)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _BLOB_SECONDS = 3600.0
 # The adapter's copy, should nobody be left to delete it; longer than copying any checkpoint takes.
-_COPY_KEPT_SECONDS = 24 * 3600
+_COPY_KEPT_SECONDS = 6 * 3600
 # What tells that a stored checkpoint is not what was saved.
 _DAMAGED = ("BLOB_CORRUPT", "BLOB_NOT_FOUND", "CHECKPOINT_CORRUPT")
 

@@ -52,8 +52,8 @@ class RunExecutor:
             await asyncio.gather(following, return_exceptions=True)
             try:
                 async with asyncio.timeout(_FEED_SECONDS):
-                    await feed.catch_up()
-            except TimeoutError:
+                    await feed.finish()
+            except (TimeoutError, KitchenError):
                 logger.warning("run %s: the metrics store is behind the run's log, which has everything", self._run_id)
 
     async def _attempts(self) -> None:

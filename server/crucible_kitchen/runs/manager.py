@@ -20,6 +20,7 @@ from crucible_kitchen.options import ServerOptions
 from crucible_kitchen.recipes import RECIPES
 from crucible_kitchen.recipes.recipe import config_sha256, find_recipe
 from crucible_kitchen.runs.executor import RunExecutor
+from crucible_kitchen.runs.metrics_feed import feed_stopped
 from crucible_kitchen.runs.summary import stopped
 from crucible_kitchen.stages import STAGES
 from crucible_kitchen.store.records import TERMINAL_STATES, RequestKey, RunRecord
@@ -49,11 +50,13 @@ class RunManager:
         self._joining = 0
         self._mutations: set[asyncio.Task[RunRecord]] = set()
         self._draining = False
+        self._feeding: asyncio.Task[None] | None = None
 
     async def start(self, *, recover: bool) -> None:
         """Takes up what an earlier server left: RUNNING runs first, then the queue. Without `recover` they stay as they
         are.
         """
+        self._feeding = asyncio.create_task(feed_stopped(self._store, self._ports))
         if not recover:
             return
         for record in await self._store.runs_in_states([CANCELLING]):
@@ -181,8 +184,13 @@ class RunManager:
 
         task = asyncio.create_task(alone())
         self._mutations.add(task)
-        task.add_done_callback(self._mutations.discard)
+        task.add_done_callback(self._mutated)
         return await asyncio.shield(task)
+
+    def _mutated(self, task: asyncio.Task[RunRecord]) -> None:
+        self._mutations.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may be gone
 
     async def drain(self, seconds: float) -> None:
         """Stops every run at its next checkpoint, leaving it RUNNING for the next server; after `seconds` where it
@@ -190,6 +198,9 @@ class RunManager:
         """
         self._draining = True
         self._queue.clear()
+        if self._feeding is not None:
+            self._feeding.cancel()
+            await asyncio.gather(self._feeding, return_exceptions=True)
         await asyncio.gather(*self._mutations, return_exceptions=True)
         for executor in self._executors.values():
             executor.control.drain = True

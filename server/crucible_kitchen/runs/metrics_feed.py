@@ -23,13 +23,17 @@ _WAIT_SECONDS = 30.0
 
 
 class MetricsFeed:
-    """Follows one run's log from its start and records the metrics of its events."""
+    """Follows one run's log and records the metrics of its events.
 
-    def __init__(self, store: Store, ports: Ports, run_id: str) -> None:
+    Args:
+        after: events up to this one are in the metrics store already.
+    """
+
+    def __init__(self, store: Store, ports: Ports, run_id: str, *, after: int = 0) -> None:
         self._store = store
         self._ports = ports
         self._run_id = run_id
-        self._sent = 0
+        self._sent = after
 
     async def follow(self) -> None:
         """Feeds until it is cancelled."""
@@ -45,6 +49,11 @@ class MetricsFeed:
                 await self._record(batch)
             self._sent = events[-1].sequence
 
+    async def finish(self) -> None:
+        """Feeds what is in the log now and notes that, so that nobody need look again."""
+        await self.catch_up()
+        await self._store.append(self._run_id, [], changes={"fed_sequence": self._sent})
+
     async def _record(self, request: metrics_pb2.RecordMetricsRequest) -> None:
         while True:
             try:
@@ -59,6 +68,15 @@ class MetricsFeed:
                     return
                 logger.warning("run %s: the metrics store does not answer: %s", self._run_id, error)
                 await asyncio.sleep(_RETRY_SECONDS)
+
+
+async def feed_stopped(store: Store, ports: Ports) -> None:
+    """Feeds what stopped runs lack: their server may have died between the end of a log and the metrics store."""
+    try:
+        for run_id, fed in await store.runs_to_feed():
+            await MetricsFeed(store, ports, run_id, after=fed).finish()
+    except KitchenError as error:
+        logger.warning("the metrics store may lack the ends of stopped runs until the next start: %s", error)
 
 
 def _batches(events: Sequence[event_pb2.RunEvent]) -> list[metrics_pb2.RecordMetricsRequest]:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, Select, and_, exists, func, or_, select
 
-from crucible.kitchen.v1.event_pb2 import RunEvent, RunState
+from crucible.kitchen.v1.event_pb2 import RUN_STATE_PAUSED, RunEvent, RunState
 from crucible_kit.errors import InvalidArgumentError, NotFoundError
-from crucible_kitchen.store.records import CheckpointRecord, RequestKey, RunRecord
+from crucible_kitchen.store.records import TERMINAL_STATES, CheckpointRecord, RequestKey, RunRecord
 from crucible_kitchen.store.tables import checkpoints, events, requests, runs
 
 _RUN_COLUMNS = [runs.c[name] for name in RunRecord.__dataclass_fields__ if name in runs.c]
@@ -71,6 +71,16 @@ def runs_in_states(connection: Connection, states: Collection[RunState]) -> list
     """All runs in these states, in queue order."""
     query = _SELECT_RUN.where(runs.c.state.in_(states)).order_by(runs.c.queue_order, runs.c.create_time, runs.c.run_id)
     return [_record(row) for row in connection.execute(query)]
+
+
+def runs_to_feed(connection: Connection) -> list[tuple[str, int]]:
+    """Id and fed_sequence of the stopped runs whose log is longer than that, oldest first."""
+    query = (
+        select(runs.c.run_id, runs.c.fed_sequence)
+        .where(runs.c.state.in_([*TERMINAL_STATES, RUN_STATE_PAUSED]), runs.c.fed_sequence < runs.c.last_sequence)
+        .order_by(runs.c.create_time)
+    )
+    return [(row.run_id, row.fed_sequence) for row in connection.execute(query)]
 
 
 def event_page(connection: Connection, run_id: str, after: int, limit: int, max_bytes: int) -> EventPage:

@@ -58,6 +58,7 @@ class RunRecord:
 
     Attributes:
         queue_order: place in the queue, lowest first; the store gives the next one whenever the run becomes QUEUED.
+        fed_sequence: last event whose metrics are known to be in the metrics store.
     """
 
     run_id: str
@@ -83,6 +84,7 @@ class RunRecord:
     latest_checkpoint: CheckpointRecord | None = None
     queue_order: int = 0
     summary: RunSummary | None = None
+    fed_sequence: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -106,8 +106,8 @@ class Store:
 
         Args:
             changes: new values of state, attempt, pause_requested, failure, step, total_steps, start_time, end_time,
-                model_version_id, summary or queue_order (given by the store when the run becomes QUEUED). A start_time
-                or end_time that lies before the log's end becomes the log's end.
+                model_version_id, summary, fed_sequence or queue_order (given by the store when the run becomes QUEUED).
+                A start_time or end_time that lies before the log's end becomes the log's end.
             expect: states in which this is allowed; None: all.
             checkpoint: stored with the sequence of the CheckpointSaved among the events; the run's latest from then on.
             deleted: sequences of checkpoints that are gone from then on, one for each CheckpointDeleted among the
@@ -181,6 +181,10 @@ class Store:
     async def runs_in_states(self, states: Collection[RunState]) -> list[RunRecord]:
         """All runs in these states, in queue order."""
         return await self._read(reads.runs_in_states, list(states))
+
+    async def runs_to_feed(self) -> list[tuple[str, int]]:
+        """Runs that are not at work and whose log may hold metrics that the metrics store lacks, and how far it is."""
+        return await self._read(reads.runs_to_feed)
 
     async def read_events(
         self, run_id: str, after: int, *, limit: int, max_bytes: int = MAX_READ_BYTES

@@ -89,6 +89,8 @@ runs = Table(
     # Sequence of the newest checkpoint's event; its row is in checkpoints.
     Column("checkpoint_sequence", BigInteger),
     Column("summary", MessageBytes(RunSummary)),
+    # Last event whose metrics are known to be in the metrics store.
+    Column("fed_sequence", BigInteger, nullable=False, server_default="0"),
     Index("runs_by_create_time", "create_time", "run_id"),
     Index("runs_by_state", "state", "queue_order"),
     Index("runs_by_queue_order", "queue_order"),

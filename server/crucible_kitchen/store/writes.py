@@ -30,6 +30,7 @@ CHANGEABLE = frozenset(
         "model_version_id",
         "queue_order",
         "summary",
+        "fed_sequence",
     }
 )
 
