@@ -1,4 +1,4 @@
-# Entry points: run, test, check, format, generate. Each installs what it needs from pinned files first.
+# Entry points: run, test, bench, check, format, generate. Each installs what it needs from pinned files first.
 PYTHON ?= python3
 VENV := .venv
 PROTO_VENV := .venv-proto
@@ -6,13 +6,22 @@ BUF := tools/node_modules/.bin/buf
 # Node is needed for `make check` and for the tests in a second language, not to run or to train.
 NODE := $(and $(shell command -v node 2>/dev/null),$(shell command -v npm 2>/dev/null))
 
-.PHONY: run test check format generate venv node-client
+.PHONY: run test soak bench check format generate venv node-client
 
 run: venv
 	$(VENV)/bin/kitchen run sl_basic --preset tiny
 
 test: venv node-client
 	$(VENV)/bin/python -m pytest
+
+# About twelve minutes on two cores; the machine must have nothing else to do.
+bench: $(VENV)/.bench-installed
+	$(VENV)/bin/python -m benchmarks.bench
+
+# Random deaths, a mixed load and fuzzed calls, an hour and more: make soak SOAK="--seed 7 --minutes 5" FUZZ="--calls 20000".
+soak: venv
+	$(VENV)/bin/python -m tests.fault.soak $(SOAK)
+	$(VENV)/bin/python -m tests.fuzz --calls 100000 --sweep $(FUZZ)
 
 check: venv $(PROTO_VENV)/.installed $(BUF)
 	$(VENV)/bin/ruff check .
@@ -37,6 +46,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt setuptools torch==2.13.0
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[all,dev]'
+	touch $@
+
+$(VENV)/.bench-installed: $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[bench]'
 	touch $@
 
 $(PROTO_VENV)/.installed: scripts/proto-requirements.txt

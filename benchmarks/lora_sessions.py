@@ -1,53 +1,30 @@
-"""Memory and speed of many LoRA sessions on one base model, against one session in the same run.
+"""Speed and memory of many LoRA sessions on one base model, beside one session in the same run.
 
-    python benchmarks/lora_sessions.py --sessions 64 --rank 16
+    python -m benchmarks.lora_sessions --sessions 1 2 4 8 64 --rank 16
 
-It starts the engine as the server does, drives it over its socket, and prints one JSON line a count of sessions:
-tokens per second of all sessions together, resident memory of the engine's process, and what a further session adds.
-Rounds with one session and with all of them alternate, so that the machine's drift touches both alike.
+It starts the engine as the server does and drives it over its socket. Rounds with few and with many sessions at work
+alternate, so that the machine's drift touches all alike. Memory is what the engine's process holds once so many
+sessions have taken steps.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
-import os
-import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
-from crucible.adapter.v1 import adapter_pb2, adapter_pb2_grpc
+from benchmarks.material import make_material
+from benchmarks.processes import memory_mib, torch_engine
+from benchmarks.report import Table
+from benchmarks.scale import FULL, Scale
+from benchmarks.training_step import ADAM, CROSS_ENTROPY, batches
 from crucible.port.training.v1 import training_pb2, training_pb2_grpc
 from crucible.type.v1 import datum_pb2
-from crucible_adapters.builtin import weights
-from crucible_adapters.torch_engine.spec import TORCH_ENGINE, TorchEngineOptions
-from crucible_kit.adapter import CONTRACT_VERSIONS
-from crucible_kit.channel import connect
-from crucible_kit.tensors import pack_tokens, to_tensor
 from crucible_kit.training import TrainingSession
-
-CROSS_ENTROPY = training_pb2.LossFunction(name="cross_entropy")
-ADAM = training_pb2.AdamParams(learning_rate=1e-4, weight_decay=0.01, grad_clip_norm=1.0)
-
-
-def batch(rows: int, length: int, vocab: int, seed: int) -> list[datum_pb2.Datum]:
-    """Random tokens with weights of 1 / N."""
-    generator = np.random.default_rng(seed)
-    data = []
-    for _ in range(rows):
-        tokens = generator.integers(0, vocab, length + 1).astype(np.int32)
-        chunk = datum_pb2.ModelInputChunk(tokens_int32=pack_tokens(tokens[:-1]))
-        inputs = {
-            "target_tokens": to_tensor(tokens[1:]),
-            "weights": to_tensor(np.full(length, 1 / (rows * length), np.float32)),
-        }
-        data.append(datum_pb2.Datum(model_input=datum_pb2.ModelInput(chunks=[chunk]), loss_fn_inputs=inputs))
-    return data
 
 
 async def train(session: TrainingSession, data: list[datum_pb2.Datum], steps: int) -> None:
@@ -59,9 +36,8 @@ async def train(session: TrainingSession, data: list[datum_pb2.Datum], steps: in
             await session.result(operation)
 
 
-async def rate(sessions: list[TrainingSession], data: list[datum_pb2.Datum], steps: int) -> float:
-    """Tokens per second of all sessions together, `steps` in all."""
-    tokens = sum(len(datum.model_input.chunks[0].tokens_int32) // 4 for datum in data)
+async def rate(sessions: list[TrainingSession], data: list[datum_pb2.Datum], tokens: int, steps: int) -> float:
+    """Tokens per second of all sessions together, at `tokens` a step and `steps` in all, at least one each."""
     each = max(1, steps // len(sessions))
     start = time.perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -70,91 +46,79 @@ async def rate(sessions: list[TrainingSession], data: list[datum_pb2.Datum], ste
     return tokens * each * len(sessions) / (time.perf_counter() - start)
 
 
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+async def measure(scale: Scale, folder: Path, device: str = "cpu") -> list[Table]:
+    """One table of rates; the findings hold the memory."""
+    material = make_material(folder, scale)
+    data, tokens = batches(material, scale)[0], scale.batch * scale.length
+    counts = sorted(scale.session_counts)
+    table = Table(
+        title="LoRA sessions on one base",
+        about=(
+            f"Tokens per second of all sessions together, each with an adapter of rank {scale.lora_rank} and an "
+            f"optimizer of its own, on the model of the training step; {scale.batch} rows of {scale.length} tokens a "
+            "step. The engine alone, over its socket."
+        ),
+        unit="tokens/s",
+    )
+    memory: dict[int, float] = {}
+    async with torch_engine(folder, threads=scale.threads, device=device) as (channel, process):
+        stub = training_pb2_grpc.TrainingServiceStub(channel)  # type: ignore[arg-type]
+        sessions: list[TrainingSession] = []
+        for count in counts:
+            while len(sessions) < count:
+                lora = training_pb2.LoraConfig(rank=scale.lora_rank)
+                session = await TrainingSession.create(
+                    stub, base_model=str(material.model), lora=lora, seed=len(sessions)
+                )
+                sessions.append(session)
+                # its moments exist after the first step
+                await train(session, data, 1)
+            memory[count] = memory_mib(process.pid)
+        for number in range(scale.session_rounds):
+            for count in counts if number % 2 else reversed(counts):
+                reached = await rate(sessions[:count], data, tokens, scale.session_steps)
+                table.add(f"{count} at work", [reached])
+            table.add("1 at work, again (A/A)", [await rate(sessions[:1], data, tokens, scale.session_steps)])
+        parameters = sessions[0].info.trainable_parameters
+        for session in sessions:
+            await session.close()
+    first, last = f"{counts[0]} at work", f"{counts[-1]} at work"
+    table.ratio("A/A: one session over itself", "1 at work, again (A/A)", first)
+    table.ratio(f"{counts[-1]} sessions together over {counts[0]}", last, first)
+    table.find(f"memory of the engine with {counts[0]}", [memory[counts[0]]], "MiB")
+    table.find(f"memory of the engine with {counts[-1]}", [memory[counts[-1]]], "MiB")
+    further = (memory[counts[-1]] - memory[counts[0]]) / (counts[-1] - counts[0])
+    table.find("memory that a further session adds", [further], "MiB")
+    table.find("of which weights and moments", [parameters * 4 * 3 / 2**20], "MiB")
+    return [table]
 
 
-async def main(arguments: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(prefix="ck-") as temporary:
-        folder = Path(temporary)
-        weights.materialise(arguments.model, folder / "model")
-        socket = folder / "engine.sock"
-        options = TORCH_ENGINE.arguments(TorchEngineOptions(device=arguments.device, threads=arguments.threads))
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", TORCH_ENGINE.module, "--listen", f"unix:{socket}", "--parent-pipe"),
-            *("--work-dir", str(folder / "work"), *options),
-            stdin=asyncio.subprocess.PIPE,
-            env={**os.environ, **TORCH_ENGINE.environment},
-        )
-        channel = connect(f"unix:{socket}")
-        try:
-            info = adapter_pb2.GetAdapterInfoRequest(host_contract_versions=CONTRACT_VERSIONS)
-            await adapter_pb2_grpc.AdapterServiceStub(channel).GetAdapterInfo(info, timeout=120)  # type: ignore[arg-type]
-            await measure(arguments, channel, folder / "model", process.pid)
-        finally:
-            await channel.close()
-            assert process.stdin is not None
-            process.stdin.close()
-            await process.wait()
-
-
-async def measure(arguments: argparse.Namespace, channel: object, model: Path, pid: int) -> None:
-    stub = training_pb2_grpc.TrainingServiceStub(channel)  # type: ignore[arg-type]
-    lora = training_pb2.LoraConfig(rank=arguments.rank)
-
-    async def session() -> TrainingSession:
-        return await TrainingSession.create(stub, base_model=str(model), lora=lora, seed=len(sessions))
-
-    sessions: list[TrainingSession] = []
-    sessions.append(await session())
-    data = batch(arguments.rows, arguments.length, sessions[0].info.vocab_size, seed=0)
-    # moments exist after the first step, and the allocator has seen the largest batch
-    await rate(sessions, data, 8)
-    memory = {1: resident_mib(pid)}
-    while len(sessions) < arguments.sessions:
-        sessions.append(await session())
-    await rate(sessions, data, len(sessions))
-    memory[len(sessions)] = resident_mib(pid)
-
-    rates: dict[int, list[float]] = {1: [], len(sessions): []}
-    for _ in range(arguments.rounds):
-        rates[1].append(await rate(sessions[:1], data, arguments.steps))
-        rates[len(sessions)].append(await rate(sessions, data, arguments.steps))
-    parameters = sessions[0].info.trainable_parameters
-    added = (memory[len(sessions)] - memory[1]) / max(1, len(sessions) - 1)
-    for count, values in rates.items():
-        print(
-            json.dumps(
-                {
-                    "sessions": count,
-                    "rank": arguments.rank,
-                    "tokens_per_second": round(statistics.median(values), 1),
-                    "lowest_highest": [round(min(values), 1), round(max(values), 1)],
-                    "resident_mib": round(memory[count], 1),
-                    "mib_per_further_session": round(added, 3),
-                    "mib_of_weights_and_moments": round(parameters * 4 * 3 / 2**20, 3),
-                }
-            )
-        )
-    for each in sessions:
-        await each.close()
-
-
-def parse_arguments() -> argparse.Namespace:
+async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-qwen3-base", help="builtin model")
-    parser.add_argument("--sessions", type=int, default=64)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=64, help="steps of a round, of all sessions together")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sessions", type=int, nargs="+", default=FULL.session_counts, help="with 1 among them")
+    parser.add_argument("--rank", type=int, default=FULL.lora_rank)
+    parser.add_argument("--rows", type=int, default=FULL.batch)
+    parser.add_argument("--length", type=int, default=FULL.length)
+    parser.add_argument("--rounds", type=int, default=FULL.session_rounds)
+    parser.add_argument("--steps", type=int, default=FULL.session_steps, help="of a round, all sessions together")
+    parser.add_argument("--threads", type=int, default=FULL.threads)
     parser.add_argument("--device", default="cpu")
-    return parser.parse_args()
+    given = parser.parse_args()
+    scale = dataclasses.replace(
+        FULL,
+        session_counts=tuple({1, *given.sessions}),
+        lora_rank=given.rank,
+        batch=given.rows,
+        length=given.length,
+        session_rounds=given.rounds,
+        session_steps=given.steps,
+        threads=given.threads,
+    )
+    with tempfile.TemporaryDirectory(prefix="kb-") as folder:
+        for table in await measure(scale, Path(folder), given.device):
+            rates = {name: table.medians(name) for name in table.rounds}
+            print(json.dumps({"rates": rates, "findings": [each.as_json() for each in table.findings]}, indent=2))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(parse_arguments()))
+    asyncio.run(main())
