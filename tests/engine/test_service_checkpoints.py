@@ -7,10 +7,12 @@ import shutil
 import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from crucible.port.training.v1 import training_pb2 as tp
+from crucible_adapters.torch_engine import checkpoint_store
 from crucible_adapters.torch_engine.engine import Engine
 from crucible_kit.errors import (
     AlreadyExistsError,
@@ -64,6 +66,31 @@ async def saved_checkpoint(wire: Wire, folder: Path, name: str = "run-1/step-1")
     session_id = await wire.open(folder)
     await wire.train(session_id, 1, random_data([9, 5]))
     return session_id, await wire.save(session_id, 3, name)
+
+
+async def test_a_file_that_is_read_is_whole_though_the_checkpoint_is_deleted(
+    wire: Wire, engine: Engine, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, saved = await saved_checkpoint(wire, tiny_folder)
+    path = max(saved.files, key=lambda file: file.size_bytes).path
+    whole = await read_file(wire, saved.uri, path)
+    read = checkpoint_store.read_manifest
+
+    def deleting(folder: Path) -> Any:
+        with pytest.raises(FailedPreconditionError) as caught:
+            engine.store.delete(saved.uri)
+        assert caught.value.reason == "CHECKPOINT_IN_USE"
+        return read(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_store, "read_manifest", deleting)
+        chunks = engine.store.read_file(saved.uri, path)
+        first = next(chunks)
+    engine.store.delete(saved.uri)
+    assert b"".join(data for _, data in [first, *chunks]) == whole
+    with pytest.raises(NotFoundError) as caught:
+        await read_file(wire, saved.uri, path)
+    assert caught.value.reason == "CHECKPOINT_NOT_FOUND"
 
 
 async def test_checkpoint_moves_to_another_engine_and_resumes_exactly(

@@ -22,6 +22,7 @@ from crucible_adapters.torch_engine.checkpoint import (
 )
 from crucible_adapters.torch_engine.checkpoint_expiry import ExpiryIndex
 from crucible_adapters.torch_engine.lora_config import describe_lora
+from crucible_kit.chunks import read_chunks
 from crucible_kit.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 
 _SCHEME = "torch-engine:"
@@ -92,17 +93,24 @@ class CheckpointStore:
             )
         return self._root / name
 
-    def find_file(self, uri: str, path: str) -> Path:
-        """One file of a checkpoint. Raises NotFoundError CHECKPOINT_FILE_NOT_FOUND."""
-        folder = self.find(uri)
-        files = [file.path for file in read_manifest(folder).files] + [MANIFEST]
-        if path not in files:
-            raise NotFoundError(
-                f"path: checkpoint {uri} has no file {path!r}, it has {', '.join(files)}",
-                reason="CHECKPOINT_FILE_NOT_FOUND",
-                metadata={"uri": uri, "path": path},
-            )
-        return folder / path
+    def read_file(self, uri: str, path: str) -> Iterator[tuple[int, bytes]]:
+        """One file of a checkpoint as `read_chunks` gives it.
+
+        Raises NotFoundError CHECKPOINT_NOT_FOUND, CHECKPOINT_FILE_NOT_FOUND.
+        """
+        with self.pinned(uri) as folder:
+            files = [file.path for file in read_manifest(folder).files] + [MANIFEST]
+            if path not in files:
+                raise NotFoundError(
+                    f"path: checkpoint {uri} has no file {path!r}, it has {', '.join(files)}",
+                    reason="CHECKPOINT_FILE_NOT_FOUND",
+                    metadata={"uri": uri, "path": path},
+                )
+            chunks = read_chunks(folder / path)
+            # Opens the file: from here on it is read to its end, whoever deletes the checkpoint.
+            first = next(chunks)
+        yield first
+        yield from chunks
 
     def save(self, name: str, write: Callable[[Path], Checkpoint], ttl_ns: int | None) -> Checkpoint:
         """Let `write` make the checkpoint's folder, to be deleted `ttl_ns` after that; None: never by itself.

@@ -35,7 +35,7 @@ from crucible_adapters.torch_engine.requests import (
     parse_ttl,
 )
 from crucible_adapters.torch_engine.session import TrainingSession
-from crucible_kit.chunks import crc32, read_chunks
+from crucible_kit.chunks import crc32
 from crucible_kit.errors import field_error
 from crucible_kit.faults import fault_point
 from crucible_kit.tensors import to_tensor
@@ -154,8 +154,7 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
     async def ReadCheckpointFile(
         self, request: pb.ReadCheckpointFileRequest, context: Any
     ) -> AsyncIterator[pb.ReadCheckpointFileResponse]:
-        path = await self._engine.on_io(self._engine.store.find_file, request.uri, request.path)
-        chunks = read_chunks(path)
+        chunks = self._engine.store.read_file(request.uri, request.path)
         while (chunk := await self._engine.on_io(lambda: next(chunks, None))) is not None:
             offset, data = chunk
             fault_point("engine.read.mid")
