@@ -12,7 +12,7 @@ run: venv
 	$(VENV)/bin/kitchen run sl_basic --preset tiny
 
 test: venv node-client
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2
 
 # About twelve minutes on two cores; the machine must have nothing else to do.
 bench: $(VENV)/.bench-installed
