@@ -73,7 +73,7 @@ class Relay:
 
     def _handler(self, port: str, method: MethodDescriptor) -> Callable[..., Any]:
         default = Call.stream if method.server_streaming else Call.send
-        rule: Any = getattr(self._rules[port], method.name, default)
+        rule: Any = getattr(self._rules.get(port), method.name, default)
         name = method.name
 
         async def unary(request: Any, context: Any) -> Any:

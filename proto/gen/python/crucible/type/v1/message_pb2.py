@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from crucible.type.v1 import constraints_pb2 as crucible_dot_type_dot_v1_dot_constraints__pb2
+from crucible.type.v1 import tensor_pb2 as crucible_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63rucible/type/v1/message.proto\x12\x10\x63rucible.type.v1\x1a\"crucible/type/v1/constraints.proto\"x\n\x07Message\x12\x16\n\x04role\x18\x01 \x01(\tB\x08\xca\xa5\x19\x04\x08\x01\x18?\x12\x19\n\x07\x63ontent\x18\x02 \x01(\tB\x08\xca\xa5\x19\x04\x18\x80\x80@\x12\x14\n\x04name\x18\x03 \x01(\tB\x06\xca\xa5\x19\x02\x18?\x12\x16\n\ttrainable\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\x0c\n\n_trainable\"F\n\x0c\x43onversation\x12\x36\n\x08messages\x18\x01 \x03(\x0b\x32\x19.crucible.type.v1.MessageB\t\xca\xa5\x19\x05\x08\x01 \x80 *\xe5\x01\n\x07TrainOn\x12\x18\n\x14TRAIN_ON_UNSPECIFIED\x10\x00\x12#\n\x1fTRAIN_ON_LAST_ASSISTANT_MESSAGE\x10\x01\x12#\n\x1fTRAIN_ON_ALL_ASSISTANT_MESSAGES\x10\x02\x12\x19\n\x15TRAIN_ON_ALL_MESSAGES\x10\x03\x12\x17\n\x13TRAIN_ON_ALL_TOKENS\x10\x04\x12)\n%TRAIN_ON_ALL_USER_AND_SYSTEM_MESSAGES\x10\x05\x12\x17\n\x13TRAIN_ON_CUSTOMIZED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63rucible/type/v1/message.proto\x12\x10\x63rucible.type.v1\x1a\"crucible/type/v1/constraints.proto\x1a\x1d\x63rucible/type/v1/tensor.proto\"\xc9\x02\n\x07Message\x12\x16\n\x04role\x18\x01 \x01(\tB\x08\xca\xa5\x19\x04\x08\x01\x18?\x12\x19\n\x07\x63ontent\x18\x02 \x01(\tB\x08\xca\xa5\x19\x04\x18\x80\x80@\x12\x14\n\x04name\x18\x03 \x01(\tB\x06\xca\xa5\x19\x02\x18?\x12\x16\n\ttrainable\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x37\n\ntool_calls\x18\x05 \x03(\x0b\x32\x1a.crucible.type.v1.ToolCallB\x07\xca\xa5\x19\x03 \x80\x01\x12\x1a\n\x08thinking\x18\x06 \x01(\tB\x08\xca\xa5\x19\x04\x18\x80\x80@\x12\x35\n\x05parts\x18\x07 \x03(\x0b\x32\x1d.crucible.type.v1.ContentPartB\x07\xca\xa5\x19\x03 \x80\x02\x12\x1d\n\x0ctool_call_id\x18\x08 \x01(\tB\x07\xca\xa5\x19\x03\x18\xff\x01\x12$\n\x12thinking_signature\x18\t \x01(\tB\x08\xca\xa5\x19\x04\x18\x80\x80@B\x0c\n\n_trainable\"x\n\x08ToolCall\x12\x15\n\x02id\x18\x01 \x01(\tB\t\xca\xa5\x19\x05\x08\x01\x18\xff\x01\x12\x16\n\x04name\x18\x02 \x01(\tB\x08\xca\xa5\x19\x04\x08\x01\x18?\x12 \n\x0e\x61rguments_json\x18\x03 \x01(\tB\x08\xca\xa5\x19\x04\x18\x80\x80@\x12\x1b\n\tsignature\x18\x04 \x01(\tB\x08\xca\xa5\x19\x04\x18\x80\x80@\"Y\n\x0b\x43ontentPart\x12\x18\n\x04text\x18\x01 \x01(\tB\x08\xca\xa5\x19\x04\x18\x80\x80@H\x00\x12(\n\x05media\x18\x02 \x01(\x0b\x32\x17.crucible.type.v1.MediaH\x00\x42\x06\n\x04part\"\x82\x01\n\x05Media\x12\x1d\n\nmedia_type\x18\x01 \x01(\tB\t\xca\xa5\x19\x05\x08\x01\x18\xff\x01\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\x15\n\x03uri\x18\x03 \x01(\tB\x06\xca\xa5\x19\x02@\x04H\x00\x12)\n\x04\x62lob\x18\x04 \x01(\x0b\x32\x19.crucible.type.v1.BlobRefH\x00\x42\x08\n\x06source\"F\n\x0c\x43onversation\x12\x36\n\x08messages\x18\x01 \x03(\x0b\x32\x19.crucible.type.v1.MessageB\t\xca\xa5\x19\x05\x08\x01 \x80 *\xe5\x01\n\x07TrainOn\x12\x18\n\x14TRAIN_ON_UNSPECIFIED\x10\x00\x12#\n\x1fTRAIN_ON_LAST_ASSISTANT_MESSAGE\x10\x01\x12#\n\x1fTRAIN_ON_ALL_ASSISTANT_MESSAGES\x10\x02\x12\x19\n\x15TRAIN_ON_ALL_MESSAGES\x10\x03\x12\x17\n\x13TRAIN_ON_ALL_TOKENS\x10\x04\x12)\n%TRAIN_ON_ALL_USER_AND_SYSTEM_MESSAGES\x10\x05\x12\x17\n\x13TRAIN_ON_CUSTOMIZED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,12 +39,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MESSAGE'].fields_by_name['content']._serialized_options = b'\312\245\031\004\030\200\200@'
   _globals['_MESSAGE'].fields_by_name['name']._loaded_options = None
   _globals['_MESSAGE'].fields_by_name['name']._serialized_options = b'\312\245\031\002\030?'
+  _globals['_MESSAGE'].fields_by_name['tool_calls']._loaded_options = None
+  _globals['_MESSAGE'].fields_by_name['tool_calls']._serialized_options = b'\312\245\031\003 \200\001'
+  _globals['_MESSAGE'].fields_by_name['thinking']._loaded_options = None
+  _globals['_MESSAGE'].fields_by_name['thinking']._serialized_options = b'\312\245\031\004\030\200\200@'
+  _globals['_MESSAGE'].fields_by_name['parts']._loaded_options = None
+  _globals['_MESSAGE'].fields_by_name['parts']._serialized_options = b'\312\245\031\003 \200\002'
+  _globals['_MESSAGE'].fields_by_name['tool_call_id']._loaded_options = None
+  _globals['_MESSAGE'].fields_by_name['tool_call_id']._serialized_options = b'\312\245\031\003\030\377\001'
+  _globals['_MESSAGE'].fields_by_name['thinking_signature']._loaded_options = None
+  _globals['_MESSAGE'].fields_by_name['thinking_signature']._serialized_options = b'\312\245\031\004\030\200\200@'
+  _globals['_TOOLCALL'].fields_by_name['id']._loaded_options = None
+  _globals['_TOOLCALL'].fields_by_name['id']._serialized_options = b'\312\245\031\005\010\001\030\377\001'
+  _globals['_TOOLCALL'].fields_by_name['name']._loaded_options = None
+  _globals['_TOOLCALL'].fields_by_name['name']._serialized_options = b'\312\245\031\004\010\001\030?'
+  _globals['_TOOLCALL'].fields_by_name['arguments_json']._loaded_options = None
+  _globals['_TOOLCALL'].fields_by_name['arguments_json']._serialized_options = b'\312\245\031\004\030\200\200@'
+  _globals['_TOOLCALL'].fields_by_name['signature']._loaded_options = None
+  _globals['_TOOLCALL'].fields_by_name['signature']._serialized_options = b'\312\245\031\004\030\200\200@'
+  _globals['_CONTENTPART'].fields_by_name['text']._loaded_options = None
+  _globals['_CONTENTPART'].fields_by_name['text']._serialized_options = b'\312\245\031\004\030\200\200@'
+  _globals['_MEDIA'].fields_by_name['media_type']._loaded_options = None
+  _globals['_MEDIA'].fields_by_name['media_type']._serialized_options = b'\312\245\031\005\010\001\030\377\001'
+  _globals['_MEDIA'].fields_by_name['uri']._loaded_options = None
+  _globals['_MEDIA'].fields_by_name['uri']._serialized_options = b'\312\245\031\002@\004'
   _globals['_CONVERSATION'].fields_by_name['messages']._loaded_options = None
   _globals['_CONVERSATION'].fields_by_name['messages']._serialized_options = b'\312\245\031\005\010\001 \200 '
-  _globals['_TRAINON']._serialized_start=283
-  _globals['_TRAINON']._serialized_end=512
-  _globals['_MESSAGE']._serialized_start=88
-  _globals['_MESSAGE']._serialized_end=208
-  _globals['_CONVERSATION']._serialized_start=210
-  _globals['_CONVERSATION']._serialized_end=280
+  _globals['_TRAINON']._serialized_start=870
+  _globals['_TRAINON']._serialized_end=1099
+  _globals['_MESSAGE']._serialized_start=120
+  _globals['_MESSAGE']._serialized_end=449
+  _globals['_TOOLCALL']._serialized_start=451
+  _globals['_TOOLCALL']._serialized_end=571
+  _globals['_CONTENTPART']._serialized_start=573
+  _globals['_CONTENTPART']._serialized_end=662
+  _globals['_MEDIA']._serialized_start=665
+  _globals['_MEDIA']._serialized_end=795
+  _globals['_CONVERSATION']._serialized_start=797
+  _globals['_CONVERSATION']._serialized_end=867
 # @@protoc_insertion_point(module_scope)
