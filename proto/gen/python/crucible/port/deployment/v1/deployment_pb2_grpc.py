@@ -121,7 +121,7 @@ class DeploymentServiceServicer(object):
 
     def ListDeployments(self, request, context):
         """ListDeployments lists deployments, newest first.
-        Errors: INVALID_ARGUMENT PAGE_TOKEN_MISMATCH.
+        Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

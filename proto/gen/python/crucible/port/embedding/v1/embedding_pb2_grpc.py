@@ -30,8 +30,7 @@ class EmbeddingServiceStub(object):
 
     Retry: as LLMService. The same text gives the same vector on the same model as far as the provider can, whatever else is in the batch.
 
-    Errors common to all: UNAVAILABLE PROVIDER_UNAVAILABLE; RESOURCE_EXHAUSTED RATE_LIMITED with RetryInfo, or QUOTA_EXHAUSTED without; FAILED_PRECONDITION
-    PROVIDER_CREDENTIALS; NOT_FOUND MODEL_NOT_FOUND; UNIMPLEMENTED CAPABILITY_MISSING.
+    Errors common to all: those of LLMService; UNIMPLEMENTED CAPABILITY_MISSING.
     """
 
     def __init__(self, channel):
@@ -57,13 +56,13 @@ class EmbeddingServiceServicer(object):
 
     Retry: as LLMService. The same text gives the same vector on the same model as far as the provider can, whatever else is in the batch.
 
-    Errors common to all: UNAVAILABLE PROVIDER_UNAVAILABLE; RESOURCE_EXHAUSTED RATE_LIMITED with RetryInfo, or QUOTA_EXHAUSTED without; FAILED_PRECONDITION
-    PROVIDER_CREDENTIALS; NOT_FOUND MODEL_NOT_FOUND; UNIMPLEMENTED CAPABILITY_MISSING.
+    Errors common to all: those of LLMService; UNIMPLEMENTED CAPABILITY_MISSING.
     """
 
     def EmbedTexts(self, request, context):
         """EmbedTexts gives each text its vector. All or nothing: one bad text refuses the call. An adapter splits batches larger than its provider takes.
-        Errors: INVALID_ARGUMENT TEXT_TOO_LONG, with the index of the text and the limit in tokens; nothing is cut.
+        Errors: INVALID_ARGUMENT TEXT_TOO_LONG, with the index of the text and the limit in tokens; nothing is cut. INVALID_ARGUMENT
+        PROVIDER_REFUSED_REQUEST with the provider's own words.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,7 +70,7 @@ class EmbeddingServiceServicer(object):
 
     def ListModels(self, request, context):
         """ListModels lists the models, sorted by name. Needs the capability `embedding.list_models`.
-        Errors: INVALID_ARGUMENT PAGE_TOKEN_MISMATCH.
+        Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,8 +102,7 @@ class EmbeddingService(object):
 
     Retry: as LLMService. The same text gives the same vector on the same model as far as the provider can, whatever else is in the batch.
 
-    Errors common to all: UNAVAILABLE PROVIDER_UNAVAILABLE; RESOURCE_EXHAUSTED RATE_LIMITED with RetryInfo, or QUOTA_EXHAUSTED without; FAILED_PRECONDITION
-    PROVIDER_CREDENTIALS; NOT_FOUND MODEL_NOT_FOUND; UNIMPLEMENTED CAPABILITY_MISSING.
+    Errors common to all: those of LLMService; UNIMPLEMENTED CAPABILITY_MISSING.
     """
 
     @staticmethod

@@ -71,7 +71,7 @@ class EnvironmentServiceServicer(object):
 
     def ListEnvironments(self, request, context):
         """ListEnvironments lists the environments, sorted by name.
-        Errors: INVALID_ARGUMENT PAGE_TOKEN_MISMATCH.
+        Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -62,7 +62,7 @@ class EvaluatorServiceServicer(object):
 
     def ListTasks(self, request, context):
         """ListTasks lists the tasks, sorted by name.
-        Errors: INVALID_ARGUMENT PAGE_TOKEN_MISMATCH.
+        Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,8 +34,9 @@ class LLMServiceStub(object):
     Retry: Chat has no effect but its price, so UNAVAILABLE may be tried again by anybody, and RESOURCE_EXHAUSTED where a RetryInfo says after how long. An adapter may try again
     itself before it answers, within the call's deadline. Every attempt may be billed; a reply tells the cost of its own attempt alone. Nothing else is worth a second try.
 
-    Errors common to all: UNAVAILABLE PROVIDER_UNAVAILABLE, with RetryInfo where the provider tells; RESOURCE_EXHAUSTED RATE_LIMITED with RetryInfo; RESOURCE_EXHAUSTED
-    QUOTA_EXHAUSTED without (pay or wait for the next period); FAILED_PRECONDITION PROVIDER_CREDENTIALS (no key, or one the provider refuses); NOT_FOUND MODEL_NOT_FOUND.
+    Errors common to all: UNAVAILABLE PROVIDER_UNAVAILABLE (not reached, or in trouble), with RetryInfo where the provider tells; RESOURCE_EXHAUSTED RATE_LIMITED with RetryInfo;
+    RESOURCE_EXHAUSTED QUOTA_EXHAUSTED without (pay or wait for the next period); DEADLINE_EXCEEDED PROVIDER_TIMEOUT; UNAUTHENTICATED PROVIDER_CREDENTIALS (the adapter has no key, or one that the provider
+    refuses); PERMISSION_DENIED PROVIDER_FORBIDDEN (the key may not do that); DATA_LOSS PROVIDER_REPLY_MALFORMED; NOT_FOUND MODEL_NOT_FOUND.
     """
 
     def __init__(self, channel):
@@ -70,13 +71,14 @@ class LLMServiceServicer(object):
     Retry: Chat has no effect but its price, so UNAVAILABLE may be tried again by anybody, and RESOURCE_EXHAUSTED where a RetryInfo says after how long. An adapter may try again
     itself before it answers, within the call's deadline. Every attempt may be billed; a reply tells the cost of its own attempt alone. Nothing else is worth a second try.
 
-    Errors common to all: UNAVAILABLE PROVIDER_UNAVAILABLE, with RetryInfo where the provider tells; RESOURCE_EXHAUSTED RATE_LIMITED with RetryInfo; RESOURCE_EXHAUSTED
-    QUOTA_EXHAUSTED without (pay or wait for the next period); FAILED_PRECONDITION PROVIDER_CREDENTIALS (no key, or one the provider refuses); NOT_FOUND MODEL_NOT_FOUND.
+    Errors common to all: UNAVAILABLE PROVIDER_UNAVAILABLE (not reached, or in trouble), with RetryInfo where the provider tells; RESOURCE_EXHAUSTED RATE_LIMITED with RetryInfo;
+    RESOURCE_EXHAUSTED QUOTA_EXHAUSTED without (pay or wait for the next period); DEADLINE_EXCEEDED PROVIDER_TIMEOUT; UNAUTHENTICATED PROVIDER_CREDENTIALS (the adapter has no key, or one that the provider
+    refuses); PERMISSION_DENIED PROVIDER_FORBIDDEN (the key may not do that); DATA_LOSS PROVIDER_REPLY_MALFORMED; NOT_FOUND MODEL_NOT_FOUND.
     """
 
     def Chat(self, request, context):
         """Chat answers a conversation with one reply. What the provider withholds for its content is a finish reason, not an error.
-        Errors: INVALID_ARGUMENT CONTEXT_LENGTH_EXCEEDED with the limit in tokens; INTERNAL PROVIDER_REPLY_MALFORMED.
+        Errors: INVALID_ARGUMENT CONTEXT_LENGTH_EXCEEDED with the limit in tokens; INVALID_ARGUMENT PROVIDER_REFUSED_REQUEST with the provider's own words.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,7 +95,7 @@ class LLMServiceServicer(object):
 
     def ListModels(self, request, context):
         """ListModels lists the models, sorted by name. Needs the capability `llm.list_models`.
-        Errors: INVALID_ARGUMENT PAGE_TOKEN_MISMATCH.
+        Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,8 +136,9 @@ class LLMService(object):
     Retry: Chat has no effect but its price, so UNAVAILABLE may be tried again by anybody, and RESOURCE_EXHAUSTED where a RetryInfo says after how long. An adapter may try again
     itself before it answers, within the call's deadline. Every attempt may be billed; a reply tells the cost of its own attempt alone. Nothing else is worth a second try.
 
-    Errors common to all: UNAVAILABLE PROVIDER_UNAVAILABLE, with RetryInfo where the provider tells; RESOURCE_EXHAUSTED RATE_LIMITED with RetryInfo; RESOURCE_EXHAUSTED
-    QUOTA_EXHAUSTED without (pay or wait for the next period); FAILED_PRECONDITION PROVIDER_CREDENTIALS (no key, or one the provider refuses); NOT_FOUND MODEL_NOT_FOUND.
+    Errors common to all: UNAVAILABLE PROVIDER_UNAVAILABLE (not reached, or in trouble), with RetryInfo where the provider tells; RESOURCE_EXHAUSTED RATE_LIMITED with RetryInfo;
+    RESOURCE_EXHAUSTED QUOTA_EXHAUSTED without (pay or wait for the next period); DEADLINE_EXCEEDED PROVIDER_TIMEOUT; UNAUTHENTICATED PROVIDER_CREDENTIALS (the adapter has no key, or one that the provider
+    refuses); PERMISSION_DENIED PROVIDER_FORBIDDEN (the key may not do that); DATA_LOSS PROVIDER_REPLY_MALFORMED; NOT_FOUND MODEL_NOT_FOUND.
     """
 
     @staticmethod

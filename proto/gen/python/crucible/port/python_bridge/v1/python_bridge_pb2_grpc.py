@@ -34,7 +34,8 @@ class PythonBridgeServiceStub(object):
     Errors common to all, each with a reason of its own:
     - NOT_FOUND LIBRARY_NOT_IN_MANIFEST, FUNCTION_NOT_IN_MANIFEST, METHOD_NOT_IN_MANIFEST, ATTRIBUTE_NOT_IN_MANIFEST.
     - INVALID_ARGUMENT ARGUMENT_UNPARSEABLE: an argument that can't be turned into a Python value, or that the function does not take; `argument` in the metadata is its path.
-    - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module), `exception_message` and `traceback`, each cut to its last 1,000 characters.
+    - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module) and `exception_message` (its first 256 characters); the error's own message ends with the traceback,
+    of which at most the last 1,500 characters are kept.
     - DEADLINE_EXCEEDED CALL_TIMEOUT: the call was stopped. Where that ends the process it ran in, the session's references are gone: REF_NOT_FOUND from then on.
     - RESOURCE_EXHAUSTED MEMORY_LIMIT: as CALL_TIMEOUT.
     - NOT_FOUND REF_NOT_FOUND: never given out, released, or lost. PERMISSION_DENIED REF_OF_OTHER_SESSION.
@@ -99,7 +100,8 @@ class PythonBridgeServiceServicer(object):
     Errors common to all, each with a reason of its own:
     - NOT_FOUND LIBRARY_NOT_IN_MANIFEST, FUNCTION_NOT_IN_MANIFEST, METHOD_NOT_IN_MANIFEST, ATTRIBUTE_NOT_IN_MANIFEST.
     - INVALID_ARGUMENT ARGUMENT_UNPARSEABLE: an argument that can't be turned into a Python value, or that the function does not take; `argument` in the metadata is its path.
-    - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module), `exception_message` and `traceback`, each cut to its last 1,000 characters.
+    - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module) and `exception_message` (its first 256 characters); the error's own message ends with the traceback,
+    of which at most the last 1,500 characters are kept.
     - DEADLINE_EXCEEDED CALL_TIMEOUT: the call was stopped. Where that ends the process it ran in, the session's references are gone: REF_NOT_FOUND from then on.
     - RESOURCE_EXHAUSTED MEMORY_LIMIT: as CALL_TIMEOUT.
     - NOT_FOUND REF_NOT_FOUND: never given out, released, or lost. PERMISSION_DENIED REF_OF_OTHER_SESSION.
@@ -109,7 +111,7 @@ class PythonBridgeServiceServicer(object):
 
     def ListLibraries(self, request, context):
         """ListLibraries lists the manifest, sorted by name. Loads none of them.
-        Errors: INVALID_ARGUMENT PAGE_TOKEN_MISMATCH.
+        Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -226,7 +228,8 @@ class PythonBridgeService(object):
     Errors common to all, each with a reason of its own:
     - NOT_FOUND LIBRARY_NOT_IN_MANIFEST, FUNCTION_NOT_IN_MANIFEST, METHOD_NOT_IN_MANIFEST, ATTRIBUTE_NOT_IN_MANIFEST.
     - INVALID_ARGUMENT ARGUMENT_UNPARSEABLE: an argument that can't be turned into a Python value, or that the function does not take; `argument` in the metadata is its path.
-    - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module), `exception_message` and `traceback`, each cut to its last 1,000 characters.
+    - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module) and `exception_message` (its first 256 characters); the error's own message ends with the traceback,
+    of which at most the last 1,500 characters are kept.
     - DEADLINE_EXCEEDED CALL_TIMEOUT: the call was stopped. Where that ends the process it ran in, the session's references are gone: REF_NOT_FOUND from then on.
     - RESOURCE_EXHAUSTED MEMORY_LIMIT: as CALL_TIMEOUT.
     - NOT_FOUND REF_NOT_FOUND: never given out, released, or lost. PERMISSION_DENIED REF_OF_OTHER_SESSION.

@@ -65,7 +65,7 @@ class RewardServiceServicer(object):
 
     def ListRewards(self, request, context):
         """ListRewards lists the reward functions, sorted by name.
-        Errors: INVALID_ARGUMENT PAGE_TOKEN_MISMATCH.
+        Errors: INVALID_ARGUMENT PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -30,7 +30,7 @@ class VectorStoreServiceStub(object):
 
     An item is an id with a vector, and optionally a document (text) and metadata (a flat object whose values are strings, finite numbers or booleans; else FIELD_INVALID).
 
-    Errors common to all: NOT_FOUND COLLECTION_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID, PAGE_TOKEN_MISMATCH; INVALID_ARGUMENT DIMENSION_MISMATCH with both lengths;
+    Errors common to all: NOT_FOUND COLLECTION_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID, PAGE_TOKEN_INVALID; INVALID_ARGUMENT DIMENSION_MISMATCH with both lengths;
     INVALID_ARGUMENT TENSOR_SIZE_MISMATCH.
     """
 
@@ -87,7 +87,7 @@ class VectorStoreServiceServicer(object):
 
     An item is an id with a vector, and optionally a document (text) and metadata (a flat object whose values are strings, finite numbers or booleans; else FIELD_INVALID).
 
-    Errors common to all: NOT_FOUND COLLECTION_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID, PAGE_TOKEN_MISMATCH; INVALID_ARGUMENT DIMENSION_MISMATCH with both lengths;
+    Errors common to all: NOT_FOUND COLLECTION_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID, PAGE_TOKEN_INVALID; INVALID_ARGUMENT DIMENSION_MISMATCH with both lengths;
     INVALID_ARGUMENT TENSOR_SIZE_MISMATCH.
     """
 
@@ -203,7 +203,7 @@ class VectorStoreService(object):
 
     An item is an id with a vector, and optionally a document (text) and metadata (a flat object whose values are strings, finite numbers or booleans; else FIELD_INVALID).
 
-    Errors common to all: NOT_FOUND COLLECTION_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID, PAGE_TOKEN_MISMATCH; INVALID_ARGUMENT DIMENSION_MISMATCH with both lengths;
+    Errors common to all: NOT_FOUND COLLECTION_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID, PAGE_TOKEN_INVALID; INVALID_ARGUMENT DIMENSION_MISMATCH with both lengths;
     INVALID_ARGUMENT TENSOR_SIZE_MISMATCH.
     """
 
