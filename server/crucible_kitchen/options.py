@@ -39,6 +39,12 @@ class ServerOptions(BaseModel):
     max_client_datasets: int = Field(
         default=16, ge=0, description="Datasets that one client of the ports may have open."
     )
+    max_client_python_sessions: int = Field(
+        default=16, ge=0, description="Python sessions that one client of the ports may have open."
+    )
+    max_client_episodes: int = Field(
+        default=1024, ge=0, description="Episodes of environments that one client of the ports may have open."
+    )
     max_client_tokens_in_flight: int = Field(
         default=1024 * 1024,
         ge=0,
@@ -48,8 +54,11 @@ class ServerOptions(BaseModel):
     max_sessions_of_clients: int = Field(
         default=192,
         ge=0,
-        description="Training sessions, sampling sessions and datasets, each, of all clients of the ports together: "
+        description="Training, sampling and Python sessions and datasets, each, of all clients of the ports together: "
         "fewer than the adapter takes, so that runs find room.",
+    )
+    max_episodes_of_clients: int = Field(
+        default=4096, ge=0, description="Episodes of environments of all clients of the ports together."
     )
     max_full_sessions_of_clients: int = Field(
         default=4,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +113,8 @@ class PortHost:
         """The generated stub of a port; starts its adapter and shakes hands when needed.
 
         Raises:
-            KitchenError: the adapter does not start or answer; CONTRACT_VERSION_UNSUPPORTED; PORT_NOT_SERVED.
+            KitchenError: the adapter does not start or answer; CONTRACT_VERSION_UNSUPPORTED; PORT_NOT_SERVED;
+                PORT_NOT_MAPPED.
         """
         with errors_of(port):
             await self.info(port)
@@ -135,7 +137,9 @@ class PortHost:
         return frozenset(capability for each in info.ports for capability in each.capabilities)
 
     async def info(self, port: str) -> adapter_pb2.GetAdapterInfoResponse:
-        """What the port's adapter answered to the handshake."""
+        """What the port's adapter answered to the handshake. Raises FAILED_PRECONDITION PORT_NOT_MAPPED."""
+        if port not in self._mappings:
+            raise _not_mapped(port)
         process = self._port_processes.get(port)
         if process is not None:
             info = await process.ensure()
@@ -168,9 +172,14 @@ class PortHost:
         return [self._describe(port) for port in sorted(self._mappings)]
 
     async def probe(self, port: str) -> adapter_admin_pb2.Adapter:
-        """The port's adapter after asking it whether it can serve. Raises NOT_FOUND PORT_NOT_FOUND."""
+        """The port's adapter after asking it whether it can serve.
+
+        Raises NOT_FOUND PORT_NOT_FOUND, FAILED_PRECONDITION PORT_NOT_MAPPED.
+        """
+        if port not in PORTS:
+            raise NotFoundError(f"port {port!r}: {unknown_key(port, PORTS)}", reason="PORT_NOT_FOUND")
         if port not in self._mappings:
-            raise NotFoundError(f"port {port!r}: {unknown_key(port, self._mappings)}", reason="PORT_NOT_FOUND")
+            raise _not_mapped(port)
         self._infos.pop(port, None)
         try:
             await self.info(port)
@@ -226,7 +235,7 @@ _STATES = {
 def _load(port: str, mapping: PortMapping) -> Any:
     """The adapter's class, or its ProcessAdapter."""
     if mapping.kind == "builtin":
-        known = {each.name: each for each in entry_points(group=ENTRY_POINTS)}
+        known = _builtin_adapters()
         entry = known.get(f"{port}.{mapping.target}")
         if entry is None:
             names = ", ".join(sorted(name.partition(".")[2] for name in known if name.startswith(f"{port}.")))
@@ -241,6 +250,25 @@ def _load(port: str, mapping: PortMapping) -> Any:
 
 def _options(port: str, model: type[AdapterOptions], mapping: PortMapping) -> AdapterOptions:
     return parse_settings(model, mapping.options, where=f"manifest.ports.{port}.options", reason="MANIFEST_INVALID")
+
+
+def _not_mapped(port: str) -> FailedPreconditionError:
+    names = sorted(name for name in _builtin_adapters() if name.partition(".")[0] == port)
+    real = [name.partition(".")[2] for name in names if ".fake_" not in name]
+    example = f"builtin:{real[0]}" if real else "grpc:HOST:PORT"
+    others = f" (installed: {', '.join(real)})" if real else ""
+    return FailedPreconditionError(
+        f"no adapter serves the port {port}, which has none by default: write `ports: {{{port}: "
+        f'"{example}"}}` into the manifest{others} and start the server with --manifest',
+        reason="PORT_NOT_MAPPED",
+        metadata={"port": port, "service": PORTS[port].service.full_name},
+    )
+
+
+@cache
+def _builtin_adapters() -> dict[str, EntryPoint]:
+    """The installed adapters by port.name."""
+    return {each.name: each for each in entry_points(group=ENTRY_POINTS)}
 
 
 def _bad_mapping(port: str, mapping: PortMapping, problem: str) -> InvalidArgumentError:

@@ -72,5 +72,13 @@ class Checkpoints:
             )
         return address
 
+    def resolve(self, caller: str, uri: str, *, field: str) -> str:
+        """The adapter's address of a caller's checkpoint; one that this server has not made, such as a run's, as it is.
+
+        Raises:
+            NotFoundError: CHECKPOINT_NOT_FOUND for one that it has made for somebody else.
+        """
+        return self.get(caller, uri, field=field).uri if uri.startswith(f"{_SCHEME}:") else uri
+
     def _signature(self, caller: str, address: Address) -> str:
         return sign(self._secret, "checkpoint", caller, address.base_model, address.uri)[:_SIGNATURE_DIGITS]

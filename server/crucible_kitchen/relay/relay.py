@@ -19,7 +19,9 @@ from crucible_kitchen.relay.callers import Callers
 from crucible_kitchen.relay.checkpoints import Checkpoints
 from crucible_kitchen.relay.datasets import DatasetRules
 from crucible_kitchen.relay.models import Models
+from crucible_kitchen.relay.owned import EnvironmentRules, PythonBridgeRules
 from crucible_kitchen.relay.sampling import SamplingRules
+from crucible_kitchen.relay.served_models import DeploymentRules, EvaluatorRules
 from crucible_kitchen.relay.sessions import KINDS, Entry, Sessions
 from crucible_kitchen.relay.stores import BlobRules, HubRules, MetricsRules, RegistryRules, TokenizerRules
 from crucible_kitchen.relay.training import TrainingRules
@@ -52,8 +54,12 @@ class Relay:
         self._rules: dict[str, Any] = {
             "blob": BlobRules(),
             "dataset": DatasetRules(host, sessions),
+            "deployment": DeploymentRules(checkpoints),
+            "environment": EnvironmentRules(host, sessions),
+            "evaluator": EvaluatorRules(checkpoints),
             "hub": HubRules(hands_out_folders=options.read_roots is not None),
             "metrics": MetricsRules(),
+            "python_bridge": PythonBridgeRules(host, sessions),
             "registry": RegistryRules(),
             "sampling": SamplingRules(host, sessions, checkpoints, models),
             "tokenizer": TokenizerRules(models),

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 from google.protobuf.message import Message
 
 from crucible.port.dataset.v1 import dataset_pb2
+from crucible.port.environment.v1 import environment_pb2
+from crucible.port.python_bridge.v1 import python_bridge_pb2
 from crucible.port.sampling.v1 import sampling_pb2
 from crucible.port.training.v1 import training_pb2
 from crucible_kit.errors import NotFoundError, ResourceExhaustedError, UnavailableError, field_error
@@ -38,6 +40,7 @@ class Kind(NamedTuple):
         too_many: the reason of one too many.
         close: the method that ends one.
         close_request: its request.
+        option_together: the server's option that limits those of all clients.
     """
 
     noun: str
@@ -47,6 +50,7 @@ class Kind(NamedTuple):
     too_many: str
     close: str
     close_request: type[Message]
+    option_together: str = "max_sessions_of_clients"
 
 
 KINDS = {
@@ -76,6 +80,25 @@ KINDS = {
         too_many="TOO_MANY_DATASETS",
         close="CloseDataset",
         close_request=dataset_pb2.CloseDatasetRequest,
+    ),
+    "python_bridge": Kind(
+        noun="Python sessions",
+        option="max_client_python_sessions",
+        id_field="session_id",
+        not_found="SESSION_NOT_FOUND",
+        too_many="TOO_MANY_SESSIONS",
+        close="CloseSession",
+        close_request=python_bridge_pb2.CloseSessionRequest,
+    ),
+    "environment": Kind(
+        noun="episodes",
+        option="max_client_episodes",
+        id_field="episode_id",
+        not_found="EPISODE_NOT_FOUND",
+        too_many="TOO_MANY_EPISODES",
+        close="Close",
+        close_request=environment_pb2.CloseRequest,
+        option_together="max_episodes_of_clients",
     ),
 }
 
@@ -163,7 +186,7 @@ class Sessions:
         """Keeps a place for a session that is being opened.
 
         Raises:
-            ResourceExhaustedError: TOO_MANY_SESSIONS or TOO_MANY_DATASETS.
+            ResourceExhaustedError: TOO_MANY_SESSIONS, TOO_MANY_DATASETS or TOO_MANY_EPISODES.
         """
         self._check_room(place)
         self._opening[place] += 1
@@ -178,7 +201,7 @@ class Sessions:
         session all the same, and nobody would know whose it is.
 
         Raises:
-            ResourceExhaustedError: TOO_MANY_SESSIONS.
+            ResourceExhaustedError: TOO_MANY_SESSIONS or TOO_MANY_EPISODES.
         """
 
         async def opened() -> Response:
@@ -205,7 +228,7 @@ class Sessions:
         kind = KINDS[place.port]
         own = sum(each.caller == place.caller for each in places)
         _check(kind, own, f"you have {own} open {kind.noun}", kind.option, getattr(self._options, kind.option))
-        together, option = len(places), "max_sessions_of_clients"
+        together, option = len(places), kind.option_together
         _check(kind, together, f"clients have {together} open {kind.noun}", option, getattr(self._options, option))
         if place.full:
             full, option = sum(each.full for each in places), "max_full_sessions_of_clients"
@@ -249,7 +272,8 @@ class Sessions:
         """As find.
 
         Raises:
-            NotFoundError: SESSION_NOT_FOUND or DATASET_NOT_FOUND: unknown, somebody else's, or gone with its adapter.
+            NotFoundError: SESSION_NOT_FOUND, DATASET_NOT_FOUND or EPISODE_NOT_FOUND: unknown, somebody else's, or gone
+                with its adapter.
         """
         entry = self.find(caller, port, session_id)
         if entry is None:
@@ -271,7 +295,7 @@ class Sessions:
         """The caller's session for a call to its adapter. Forgets it when the adapter has lost it.
 
         Raises:
-            NotFoundError: SESSION_NOT_FOUND or DATASET_NOT_FOUND.
+            NotFoundError: SESSION_NOT_FOUND, DATASET_NOT_FOUND or EPISODE_NOT_FOUND.
         """
         entry = self.get(call.caller, call.port, session_id)
         entry.calls += 1

@@ -52,7 +52,7 @@ class AdapterAdminServiceServicer(object):
     """
 
     def ListAdapters(self, request, context):
-        """ListAdapters lists the ports of the manifest, sorted, with their adapters. Starts nothing.
+        """ListAdapters lists the ports that the manifest maps or that have a default, sorted, with their adapters. Starts nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -60,7 +60,7 @@ class AdapterAdminServiceServicer(object):
 
     def ProbeAdapter(self, request, context):
         """ProbeAdapter asks the adapter of a port whether it can serve, and starts it if it is not running.
-        Errors: NOT_FOUND PORT_NOT_FOUND; an adapter that does not answer is OK with state DEGRADED and the error in detail.
+        Errors: NOT_FOUND PORT_NOT_FOUND; FAILED_PRECONDITION PORT_NOT_MAPPED; an adapter that does not answer is OK with state DEGRADED and the error in detail.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

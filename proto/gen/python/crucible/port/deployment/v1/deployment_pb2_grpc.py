@@ -98,7 +98,8 @@ class DeploymentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateDeployment(self, request, context):
-        """UpdateDeployment puts another model behind a deployment, or changes its replicas or options. It serves the old ones until the new ones are ready. Idempotent: a change to what is there already changes nothing.
+        """UpdateDeployment puts another model behind a deployment, or changes its replicas or options. It serves the old ones until the new ones are ready.
+        Idempotent: a change to what is there already changes nothing.
         Errors: as DeployModel.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -62,7 +62,7 @@ class EmbeddingServiceServicer(object):
     def EmbedTexts(self, request, context):
         """EmbedTexts gives each text its vector. All or nothing: one bad text refuses the call. An adapter splits batches larger than its provider takes.
         Errors: INVALID_ARGUMENT TEXT_TOO_LONG, with the index of the text and the limit in tokens; nothing is cut. INVALID_ARGUMENT
-        PROVIDER_REFUSED_REQUEST with the provider's own words.
+        PROVIDER_REFUSED_REQUEST with the provider's own words; RESOURCE_EXHAUSTED RESULT_TOO_LARGE when the vectors would not fit into 32 MiB: send fewer texts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

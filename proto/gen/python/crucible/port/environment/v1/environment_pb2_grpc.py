@@ -87,7 +87,8 @@ class EnvironmentServiceServicer(object):
 
     def Step(self, request, context):
         """Step acts. Steps are numbered from 1 without gaps: a repeat of the last one with the same action gets the first answer and changes nothing.
-        Errors: INVALID_ARGUMENT SEQUENCE_REUSED (a repeat with another action, or of an older step); FAILED_PRECONDITION SEQUENCE_GAP with the expected number; FAILED_PRECONDITION EPISODE_ENDED.
+        Errors: INVALID_ARGUMENT SEQUENCE_REUSED (a repeat with another action, or of an older step); FAILED_PRECONDITION SEQUENCE_GAP with the expected number;
+        FAILED_PRECONDITION EPISODE_ENDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

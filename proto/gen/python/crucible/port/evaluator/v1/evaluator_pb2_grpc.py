@@ -70,8 +70,9 @@ class EvaluatorServiceServicer(object):
 
     def Evaluate(self, request, context):
         """Evaluate puts a model to tasks: first what will be done, then every sample once it is scored, in any order, then the aggregates. Not idempotent: a broken stream is
-        begun again, and with a seed comes to the same result as far as the model can.
-        A sample that could not be answered or scored is sent with its failure and goes into no aggregate; when that is all of them the stream ends with FAILED_PRECONDITION NOTHING_SCORED.
+        begun again, and with the same seed comes to the same result as far as the model can.
+        A sample that could not be answered or scored is sent with its failure and goes into no aggregate; when that is all of them the stream ends with FAILED_PRECONDITION
+        NOTHING_SCORED.
         Errors: NOT_FOUND MODEL_NOT_FOUND or CHECKPOINT_NOT_FOUND; UNAVAILABLE MODEL_UNREACHABLE; RESOURCE_EXHAUSTED TOO_MANY_EVALUATIONS with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

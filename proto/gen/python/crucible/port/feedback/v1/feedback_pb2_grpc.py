@@ -28,8 +28,8 @@ if _version_not_supported:
 class FeedbackServiceStub(object):
     """FeedbackService is the FeedbackClient port: what models in use answered, what became of it, whether that is reason to train again, and with what.
 
-    An interaction belongs to a model line (model_name). Its score is the mean of its signals' values, from 0 to 1: THUMBS_UP is 1; THUMBS_DOWN, CORRECTION, RETRY and FLAG are 0; a RATING is its
-    value. Without signals it has no score. What is new is what was ingested after the model line's baseline, or ever, when it has none.
+    An interaction belongs to a model line (model_name). Its score is the mean of its signals' values, from 0 to 1: THUMBS_UP is 1; THUMBS_DOWN, CORRECTION, RETRY and FLAG
+    are 0; a RATING is its value. Without signals it has no score. What is new is what was ingested after the model line's last baseline, or ever, when it has none.
 
     Errors common to all: INVALID_ARGUMENT FIELD_INVALID. A model line that nobody has written to is an empty one, not an error.
     """
@@ -90,8 +90,8 @@ class FeedbackServiceStub(object):
 class FeedbackServiceServicer(object):
     """FeedbackService is the FeedbackClient port: what models in use answered, what became of it, whether that is reason to train again, and with what.
 
-    An interaction belongs to a model line (model_name). Its score is the mean of its signals' values, from 0 to 1: THUMBS_UP is 1; THUMBS_DOWN, CORRECTION, RETRY and FLAG are 0; a RATING is its
-    value. Without signals it has no score. What is new is what was ingested after the model line's baseline, or ever, when it has none.
+    An interaction belongs to a model line (model_name). Its score is the mean of its signals' values, from 0 to 1: THUMBS_UP is 1; THUMBS_DOWN, CORRECTION, RETRY and FLAG
+    are 0; a RATING is its value. Without signals it has no score. What is new is what was ingested after the model line's last baseline, or ever, when it has none.
 
     Errors common to all: INVALID_ARGUMENT FIELD_INVALID. A model line that nobody has written to is an empty one, not an error.
     """
@@ -119,14 +119,15 @@ class FeedbackServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CurateExamples(self, request, context):
-        """CurateExamples chooses interactions to train on and keeps the choice: later signals do not change it. Idempotent by request_id; other content is INVALID_ARGUMENT REQUEST_ID_REUSED.
+        """CurateExamples chooses interactions to train on and keeps the choice: later signals do not change it.
+        Idempotent by request_id; other content is INVALID_ARGUMENT REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportExamples(self, request, context):
-        """ExportExamples streams a curation's examples in its order, at most 256 in a message.
+        """ExportExamples streams a curation's examples in its order, at most 256 and 8 MiB in a message (but one that is larger alone).
         Errors: NOT_FOUND CURATION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -134,17 +135,17 @@ class FeedbackServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ExportPreferencePairs(self, request, context):
-        """ExportPreferencePairs streams comparisons, at most 256 in a message, sorted by the ids of their interactions. They are
-        (1) a corrected answer against the answer, for every CORRECTION; and (2) every two scored interactions of one model line with the same prompt, the one whose id sorts first as A: the better
-        one wins when the scores differ by at least min_margin, and otherwise it is a TIE, which is left out unless asked for.
+        """ExportPreferencePairs streams comparisons, sorted by the ids of their interactions, as many in a message as ExportExamples. They are
+        (1) a corrected answer as A against the answer as B, for every CORRECTION; and (2) every two scored interactions of the model line with the same prompt, the one whose id sorts
+        first as A: the better one wins when the scores differ, and by at least min_margin; otherwise it is a TIE, which is left out unless asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateBaseline(self, request, context):
-        """UpdateBaseline makes the interactions up to now the baseline of a model line: from here on, what is new is counted, and drift is measured against them. Idempotent by request_id; other content is
-        INVALID_ARGUMENT REQUEST_ID_REUSED.
+        """UpdateBaseline makes the interactions up to now the baseline of a model line: what is new is counted from here on, and drift is measured against them.
+        Idempotent by request_id; other content is INVALID_ARGUMENT REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -224,8 +225,8 @@ def add_FeedbackServiceServicer_to_server(servicer, server):
 class FeedbackService(object):
     """FeedbackService is the FeedbackClient port: what models in use answered, what became of it, whether that is reason to train again, and with what.
 
-    An interaction belongs to a model line (model_name). Its score is the mean of its signals' values, from 0 to 1: THUMBS_UP is 1; THUMBS_DOWN, CORRECTION, RETRY and FLAG are 0; a RATING is its
-    value. Without signals it has no score. What is new is what was ingested after the model line's baseline, or ever, when it has none.
+    An interaction belongs to a model line (model_name). Its score is the mean of its signals' values, from 0 to 1: THUMBS_UP is 1; THUMBS_DOWN, CORRECTION, RETRY and FLAG
+    are 0; a RATING is its value. Without signals it has no score. What is new is what was ingested after the model line's last baseline, or ever, when it has none.
 
     Errors common to all: INVALID_ARGUMENT FIELD_INVALID. A model line that nobody has written to is an empty one, not an error.
     """

@@ -31,12 +31,12 @@ class LLMServiceStub(object):
     A request field that the adapter or the model can't honour is refused, never ignored: UNIMPLEMENTED CAPABILITY_MISSING, or INVALID_ARGUMENT FIELD_INVALID when
     its value is out of the model's range.
 
-    Retry: Chat has no effect but its price, so UNAVAILABLE may be tried again by anybody, and RESOURCE_EXHAUSTED where a RetryInfo says after how long. An adapter may try again
-    itself before it answers, within the call's deadline. Every attempt may be billed; a reply tells the cost of its own attempt alone. Nothing else is worth a second try.
+    Retry: Chat has no effect but its price, so UNAVAILABLE may be tried again by anybody, and RESOURCE_EXHAUSTED where a RetryInfo says after how long. An adapter may try
+    again itself before it answers, within the call's deadline. Every attempt may be billed; a reply tells the cost of its own attempt alone. Nothing else is worth a second try.
 
     Errors common to all: UNAVAILABLE PROVIDER_UNAVAILABLE (not reached, or in trouble), with RetryInfo where the provider tells; RESOURCE_EXHAUSTED RATE_LIMITED with RetryInfo;
-    RESOURCE_EXHAUSTED QUOTA_EXHAUSTED without (pay or wait for the next period); DEADLINE_EXCEEDED PROVIDER_TIMEOUT; UNAUTHENTICATED PROVIDER_CREDENTIALS (the adapter has no key, or one that the provider
-    refuses); PERMISSION_DENIED PROVIDER_FORBIDDEN (the key may not do that); DATA_LOSS PROVIDER_REPLY_MALFORMED; NOT_FOUND MODEL_NOT_FOUND.
+    RESOURCE_EXHAUSTED QUOTA_EXHAUSTED without (pay or wait for the next period); DEADLINE_EXCEEDED PROVIDER_TIMEOUT; UNAUTHENTICATED PROVIDER_CREDENTIALS (the adapter has no
+    key, or one that the provider refuses); PERMISSION_DENIED PROVIDER_FORBIDDEN (the key may not do that); DATA_LOSS PROVIDER_REPLY_MALFORMED; NOT_FOUND MODEL_NOT_FOUND.
     """
 
     def __init__(self, channel):
@@ -68,12 +68,12 @@ class LLMServiceServicer(object):
     A request field that the adapter or the model can't honour is refused, never ignored: UNIMPLEMENTED CAPABILITY_MISSING, or INVALID_ARGUMENT FIELD_INVALID when
     its value is out of the model's range.
 
-    Retry: Chat has no effect but its price, so UNAVAILABLE may be tried again by anybody, and RESOURCE_EXHAUSTED where a RetryInfo says after how long. An adapter may try again
-    itself before it answers, within the call's deadline. Every attempt may be billed; a reply tells the cost of its own attempt alone. Nothing else is worth a second try.
+    Retry: Chat has no effect but its price, so UNAVAILABLE may be tried again by anybody, and RESOURCE_EXHAUSTED where a RetryInfo says after how long. An adapter may try
+    again itself before it answers, within the call's deadline. Every attempt may be billed; a reply tells the cost of its own attempt alone. Nothing else is worth a second try.
 
     Errors common to all: UNAVAILABLE PROVIDER_UNAVAILABLE (not reached, or in trouble), with RetryInfo where the provider tells; RESOURCE_EXHAUSTED RATE_LIMITED with RetryInfo;
-    RESOURCE_EXHAUSTED QUOTA_EXHAUSTED without (pay or wait for the next period); DEADLINE_EXCEEDED PROVIDER_TIMEOUT; UNAUTHENTICATED PROVIDER_CREDENTIALS (the adapter has no key, or one that the provider
-    refuses); PERMISSION_DENIED PROVIDER_FORBIDDEN (the key may not do that); DATA_LOSS PROVIDER_REPLY_MALFORMED; NOT_FOUND MODEL_NOT_FOUND.
+    RESOURCE_EXHAUSTED QUOTA_EXHAUSTED without (pay or wait for the next period); DEADLINE_EXCEEDED PROVIDER_TIMEOUT; UNAUTHENTICATED PROVIDER_CREDENTIALS (the adapter has no
+    key, or one that the provider refuses); PERMISSION_DENIED PROVIDER_FORBIDDEN (the key may not do that); DATA_LOSS PROVIDER_REPLY_MALFORMED; NOT_FOUND MODEL_NOT_FOUND.
     """
 
     def Chat(self, request, context):
@@ -133,12 +133,12 @@ class LLMService(object):
     A request field that the adapter or the model can't honour is refused, never ignored: UNIMPLEMENTED CAPABILITY_MISSING, or INVALID_ARGUMENT FIELD_INVALID when
     its value is out of the model's range.
 
-    Retry: Chat has no effect but its price, so UNAVAILABLE may be tried again by anybody, and RESOURCE_EXHAUSTED where a RetryInfo says after how long. An adapter may try again
-    itself before it answers, within the call's deadline. Every attempt may be billed; a reply tells the cost of its own attempt alone. Nothing else is worth a second try.
+    Retry: Chat has no effect but its price, so UNAVAILABLE may be tried again by anybody, and RESOURCE_EXHAUSTED where a RetryInfo says after how long. An adapter may try
+    again itself before it answers, within the call's deadline. Every attempt may be billed; a reply tells the cost of its own attempt alone. Nothing else is worth a second try.
 
     Errors common to all: UNAVAILABLE PROVIDER_UNAVAILABLE (not reached, or in trouble), with RetryInfo where the provider tells; RESOURCE_EXHAUSTED RATE_LIMITED with RetryInfo;
-    RESOURCE_EXHAUSTED QUOTA_EXHAUSTED without (pay or wait for the next period); DEADLINE_EXCEEDED PROVIDER_TIMEOUT; UNAUTHENTICATED PROVIDER_CREDENTIALS (the adapter has no key, or one that the provider
-    refuses); PERMISSION_DENIED PROVIDER_FORBIDDEN (the key may not do that); DATA_LOSS PROVIDER_REPLY_MALFORMED; NOT_FOUND MODEL_NOT_FOUND.
+    RESOURCE_EXHAUSTED QUOTA_EXHAUSTED without (pay or wait for the next period); DEADLINE_EXCEEDED PROVIDER_TIMEOUT; UNAUTHENTICATED PROVIDER_CREDENTIALS (the adapter has no
+    key, or one that the provider refuses); PERMISSION_DENIED PROVIDER_FORBIDDEN (the key may not do that); DATA_LOSS PROVIDER_REPLY_MALFORMED; NOT_FOUND MODEL_NOT_FOUND.
     """
 
     @staticmethod

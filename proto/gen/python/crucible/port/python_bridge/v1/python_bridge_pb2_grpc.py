@@ -29,13 +29,14 @@ class PythonBridgeServiceStub(object):
     """PythonBridgeService is the PythonBridge port: functions of Python libraries, called from any language. A manifest of the adapter says which libraries, functions, methods and
     attributes there are; nothing else can be reached, and source text is never run.
 
-    Objects that can't travel stay in their session and are named by references. Calls of one session run one after the other, in the order they arrive. A call may have effects: nobody tries it again unasked.
+    Objects that can't travel stay in their session and are named by references. Calls of one session run one after the other, in the order they arrive. A call may have
+    effects: nobody tries it again unasked.
 
     Errors common to all, each with a reason of its own:
     - NOT_FOUND LIBRARY_NOT_IN_MANIFEST, FUNCTION_NOT_IN_MANIFEST, METHOD_NOT_IN_MANIFEST, ATTRIBUTE_NOT_IN_MANIFEST.
     - INVALID_ARGUMENT ARGUMENT_UNPARSEABLE: an argument that can't be turned into a Python value, or that the function does not take; `argument` in the metadata is its path.
-    - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module) and `exception_message` (its first 256 characters); the error's own message ends with the traceback,
-    of which at most the last 1,500 characters are kept.
+    - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module) and `exception_message` (its first 256 characters); the error's own
+    message ends with the traceback, of which at most the last 1,500 characters are kept.
     - DEADLINE_EXCEEDED CALL_TIMEOUT: the call was stopped. Where that ends the process it ran in, the session's references are gone: REF_NOT_FOUND from then on.
     - RESOURCE_EXHAUSTED MEMORY_LIMIT: as CALL_TIMEOUT.
     - NOT_FOUND REF_NOT_FOUND: never given out, released, or lost. PERMISSION_DENIED REF_OF_OTHER_SESSION.
@@ -95,13 +96,14 @@ class PythonBridgeServiceServicer(object):
     """PythonBridgeService is the PythonBridge port: functions of Python libraries, called from any language. A manifest of the adapter says which libraries, functions, methods and
     attributes there are; nothing else can be reached, and source text is never run.
 
-    Objects that can't travel stay in their session and are named by references. Calls of one session run one after the other, in the order they arrive. A call may have effects: nobody tries it again unasked.
+    Objects that can't travel stay in their session and are named by references. Calls of one session run one after the other, in the order they arrive. A call may have
+    effects: nobody tries it again unasked.
 
     Errors common to all, each with a reason of its own:
     - NOT_FOUND LIBRARY_NOT_IN_MANIFEST, FUNCTION_NOT_IN_MANIFEST, METHOD_NOT_IN_MANIFEST, ATTRIBUTE_NOT_IN_MANIFEST.
     - INVALID_ARGUMENT ARGUMENT_UNPARSEABLE: an argument that can't be turned into a Python value, or that the function does not take; `argument` in the metadata is its path.
-    - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module) and `exception_message` (its first 256 characters); the error's own message ends with the traceback,
-    of which at most the last 1,500 characters are kept.
+    - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module) and `exception_message` (its first 256 characters); the error's own
+    message ends with the traceback, of which at most the last 1,500 characters are kept.
     - DEADLINE_EXCEEDED CALL_TIMEOUT: the call was stopped. Where that ends the process it ran in, the session's references are gone: REF_NOT_FOUND from then on.
     - RESOURCE_EXHAUSTED MEMORY_LIMIT: as CALL_TIMEOUT.
     - NOT_FOUND REF_NOT_FOUND: never given out, released, or lost. PERMISSION_DENIED REF_OF_OTHER_SESSION.
@@ -135,6 +137,7 @@ class PythonBridgeServiceServicer(object):
     def StreamFunction(self, request, context):
         """StreamFunction calls a function whose result can be iterated over, and streams what it yields. Needs the capability `python_bridge.stream`.
         A stream that the caller cancels stops the iteration. Errors of a later item end the stream after the items before it.
+        Errors: FAILED_PRECONDITION FUNCTION_NOT_STREAMED, of a function that the manifest does not mark so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -223,13 +226,14 @@ class PythonBridgeService(object):
     """PythonBridgeService is the PythonBridge port: functions of Python libraries, called from any language. A manifest of the adapter says which libraries, functions, methods and
     attributes there are; nothing else can be reached, and source text is never run.
 
-    Objects that can't travel stay in their session and are named by references. Calls of one session run one after the other, in the order they arrive. A call may have effects: nobody tries it again unasked.
+    Objects that can't travel stay in their session and are named by references. Calls of one session run one after the other, in the order they arrive. A call may have
+    effects: nobody tries it again unasked.
 
     Errors common to all, each with a reason of its own:
     - NOT_FOUND LIBRARY_NOT_IN_MANIFEST, FUNCTION_NOT_IN_MANIFEST, METHOD_NOT_IN_MANIFEST, ATTRIBUTE_NOT_IN_MANIFEST.
     - INVALID_ARGUMENT ARGUMENT_UNPARSEABLE: an argument that can't be turned into a Python value, or that the function does not take; `argument` in the metadata is its path.
-    - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module) and `exception_message` (its first 256 characters); the error's own message ends with the traceback,
-    of which at most the last 1,500 characters are kept.
+    - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module) and `exception_message` (its first 256 characters); the error's own
+    message ends with the traceback, of which at most the last 1,500 characters are kept.
     - DEADLINE_EXCEEDED CALL_TIMEOUT: the call was stopped. Where that ends the process it ran in, the session's references are gone: REF_NOT_FOUND from then on.
     - RESOURCE_EXHAUSTED MEMORY_LIMIT: as CALL_TIMEOUT.
     - NOT_FOUND REF_NOT_FOUND: never given out, released, or lost. PERMISSION_DENIED REF_OF_OTHER_SESSION.

@@ -128,13 +128,14 @@ class VectorStoreServiceServicer(object):
 
     def QueryItems(self, request, context):
         """QueryItems finds the nearest items of each query.
+        Errors: RESOURCE_EXHAUSTED RESULT_TOO_LARGE when the answer would not fit into 32 MiB: ask for fewer results, or with fewer queries.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListItems(self, request, context):
-        """ListItems reads items by id or filter, sorted by id.
+        """ListItems reads items by id or filter, sorted by id. A page of large items has fewer than asked for, so that it fits into a message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

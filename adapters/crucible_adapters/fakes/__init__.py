@@ -1,0 +1,1 @@
+"""Fakes of the ports for tests: in memory, seeded, and the same answer to the same request."""
