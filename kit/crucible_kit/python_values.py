@@ -23,7 +23,8 @@ class NotSerialisableError(ValueError):
 
 
 def to_value(obj: Any, *, path: str = "result", depth: int = 0) -> pb.Value:
-    """A Python object as a value: None, bool, int, float, str, bytes, numpy arrays; lists, tuples and dicts of them.
+    """A Python object as a value: None, bool, int, float, str, bytes, numpy arrays, references to session objects;
+    lists, tuples and dicts of them.
 
     Raises:
         NotSerialisableError: it is, or holds, something else.
@@ -32,7 +33,7 @@ def to_value(obj: Any, *, path: str = "result", depth: int = 0) -> pb.Value:
         raise NotSerialisableError(f"{path} is nested deeper than {MAX_DEPTH}")
     match obj:
         case None:
-            return pb.Value(none=0)  # type: ignore[arg-type]
+            return pb.Value(none="NULL_VALUE")
         case bool() | np.bool_():
             return pb.Value(boolean=bool(obj))
         case int() | np.integer():
@@ -48,6 +49,8 @@ def to_value(obj: Any, *, path: str = "result", depth: int = 0) -> pb.Value:
         case list() | tuple():
             values = [to_value(each, path=f"{path}[{place}]", depth=depth + 1) for place, each in enumerate(obj)]
             return pb.Value(list=pb.ListValue(values=values))
+        case pb.ObjectRef():
+            return pb.Value(ref=obj)
         case dict():
             return pb.Value(dict=_dict(obj, path, depth))
     raise NotSerialisableError(f"{path} is a {class_name(obj)}")

@@ -20,7 +20,7 @@ from crucible_adapters.tokenizer.folder import FolderTokenizer
 from crucible_adapters.tokenizer.spans import RenderedChat, train_mask
 from crucible_adapters.tokenizer.tokenizers_folder import TokenizersFolder
 from crucible_kit.adapter import AdapterContext, AdapterOptions
-from crucible_kit.errors import InvalidArgumentError
+from crucible_kit.errors import InvalidArgumentError, UnimplementedError
 from tests.contract import tokenizer_folders as folders
 from tests.contract.conftest import Binding
 from tests.contract.refusals import refused
@@ -93,6 +93,35 @@ async def test_customized_trains_on_the_messages_that_say_so(stub: Any, tmp_path
     )
     [rendered] = (await stub.ApplyChatTemplate(request)).rendered
     assert trained(rendered) == ["a" + END, "d" + END]
+
+
+async def test_fields_that_no_template_is_given_are_refused(stub: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tokenizer")
+    part = message_pb2.ContentPart(media=message_pb2.Media(media_type="image/png", data=b"x"))
+    for field, message in {
+        "tool_calls": message_pb2.Message(role="assistant", tool_calls=[message_pb2.ToolCall(id="c", name="f")]),
+        "tool_call_id": message_pb2.Message(role="tool", content="x", tool_call_id="c"),
+        "thinking": message_pb2.Message(role="assistant", content="x", thinking="hm"),
+        "parts": message_pb2.Message(role="user", parts=[part]),
+    }.items():
+        plain = message_pb2.Message(role="user", content="x")
+        conversations = [message_pb2.Conversation(messages=each) for each in ([plain], [plain, message])]
+        request = pb.ApplyChatTemplateRequest(tokenizer=str(folder), conversations=conversations)
+        where = f"conversations[1].messages[1].{field}"
+        with refused(UnimplementedError, "CAPABILITY_MISSING", field=where, says="tokenizer."):
+            await stub.ApplyChatTemplate(request)
+
+
+async def test_text_in_parts_is_the_text(stub: Any, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tokenizer")
+    whole = message_pb2.Message(role="user", content="How many?")
+    parts = [message_pb2.ContentPart(text="How "), message_pb2.ContentPart(text="many?")]
+    conversations = [
+        message_pb2.Conversation(messages=[each]) for each in (whole, message_pb2.Message(role="user", parts=parts))
+    ]
+    request = pb.ApplyChatTemplateRequest(tokenizer=str(folder), conversations=conversations)
+    one, two = (await stub.ApplyChatTemplate(request)).rendered
+    assert one == two
 
 
 async def test_last_assistant_message_must_be_the_last(stub: Any, tmp_path: Path) -> None:

@@ -16,6 +16,11 @@ from crucible.port.training.v1 import training_pb2 as tp
 from crucible.type.v1 import datum_pb2
 from crucible_adapters.blob.local import LocalBlobStore
 from crucible_adapters.dataset.local import LocalDatasets
+from crucible_adapters.fakes.deployment import FakeDeployment
+from crucible_adapters.fakes.environment import FakeEnvironment
+from crucible_adapters.fakes.evaluator import FakeEvaluator
+from crucible_adapters.fakes.llm import FakeLLM
+from crucible_adapters.fakes.python_bridge import FakePythonBridge
 from crucible_adapters.metrics.sqlite import SqliteMetricsStore
 from crucible_adapters.registry.sqlite import SqliteModelRegistry
 from crucible_kit.adapter import AdapterContext
@@ -33,6 +38,7 @@ from tests.relay.fake_adapters import FakeHub, FakeSampling, FakeTokenizer, Fake
 from tests.server.fakes import serve
 
 READ, ANNE, BERT = "read-token-0123456789", "anne-token-0123456789", "bert-token-0123456789"
+ADA, BOB = "admin-ada-0123456789", "admin-bob-0123456789"
 SECRET = bytes(range(32))
 CROSS_ENTROPY = tp.LossFunction(name="cross_entropy")
 
@@ -196,7 +202,10 @@ async def relaying(
     """
     async with AsyncExitStack() as stack:
         context = AdapterContext(data_dir=folder)
-        classes: tuple[Any, ...] = (LocalBlobStore, LocalDatasets, SqliteMetricsStore, SqliteModelRegistry)
+        classes: tuple[Any, ...] = (
+            *(LocalBlobStore, LocalDatasets, SqliteMetricsStore, SqliteModelRegistry),
+            *(FakeDeployment, FakeEnvironment, FakeEvaluator, FakeLLM, FakePythonBridge),
+        )
         real = [each(each.description.options(), context) for each in classes]
         for each in real:
             stack.push_async_callback(each.close)
@@ -228,8 +237,8 @@ async def relaying(
 
 
 def two_run_tokens(folder: Path) -> Tokens:
-    """Two callers that may run, and one that may read."""
+    """Two callers that may run, two admins, and one that may read."""
     path = folder / "relay.tokens"
-    path.write_text(f"read: {READ}\nrun: {ANNE}\nrun: {BERT}\n")
+    path.write_text(f"read: {READ}\nrun: {ANNE}\nrun: {BERT}\nadmin: {ADA}\nadmin: {BOB}\n")
     path.chmod(0o600)
     return Tokens.read(path)

@@ -29,26 +29,48 @@ from tests.relay.harness import ANNE, READ, Kitchen, facts, refusal
 READERS = """
 blob StatBlob ReadBlob ListBlobs
 dataset FindDataset GetDatasetInfo ReadRows
+deployment GetDeployment ListDeployments CheckHealth GetDeploymentMetrics
+embedding ListModels
+environment ListEnvironments
+evaluator ListTasks GenerateReport
+feedback CheckTriggers ExportExamples ExportPreferencePairs GetDriftStatus GetQualityMetrics
 hub GetRepoInfo ListRepoFiles DownloadFile
+llm ListModels
 metrics QueryMetrics GetLatestMetrics ListMetricNames
+python_bridge ListLibraries
 registry GetVersion ListVersions GetLineage
+reward ListRewards
 sampling AwaitOperation
 training GetTrainingSession AwaitOperation ReadCheckpointFile
+vector GetCollection ListCollections QueryItems ListItems
 """
 RUNNERS = """
 blob WriteBlob DeleteBlob
 dataset OpenDataset CloseDataset
+embedding EmbedTexts
+environment Reset Step Close
+evaluator Evaluate
+feedback IngestInteractions RecordSignals CurateExamples UpdateBaseline
 hub SnapshotRepo
+llm Chat StreamChat
 metrics RecordMetrics
 registry RegisterVersion PromoteVersion AddArtifact
+reward Score
 sampling CreateSamplingSession Sample StreamSample ComputeLogprobs CancelOperation CloseSamplingSession
 tokenizer GetTokenizerInfo EncodeBatch DecodeBatch ApplyChatTemplate
 training CreateTrainingSession Forward ForwardBackward OptimStep SaveCheckpoint LoadCheckpoint CancelOperation
 training UploadCheckpoint DeleteCheckpoint CloseTrainingSession
+vector CreateCollection DeleteCollection UpsertItems DeleteItems
 """
-ADMINS = "hub UploadFile"
+ADMINS = """
+deployment DeployModel UpdateDeployment TerminateDeployment SetTrafficWeight
+hub UploadFile
+python_bridge OpenSession CallFunction StreamFunction CallMethod GetAttribute ReleaseRef CloseSession
+"""
 FREEING = """
 dataset CloseDataset
+environment Close
+python_bridge ReleaseRef CloseSession
 sampling CancelOperation CloseSamplingSession
 training CancelOperation CloseTrainingSession
 """

@@ -91,7 +91,13 @@ async def test_a_session_that_a_run_has_at_the_adapter_is_nobody_s(kitchen: Kitc
 async def test_every_call_of_a_port_with_sessions_has_a_rule(local: Kitchen):
     """A method that comes to the contract must not be forwarded without a look at whose session it names."""
     rules = local.relay._rules
-    for port, public in {"training": (), "sampling": (), "dataset": ("FindDataset",)}.items():
+    for port, public in {
+        "training": (),
+        "sampling": (),
+        "dataset": ("FindDataset",),
+        "python_bridge": ("ListLibraries",),
+        "environment": ("ListEnvironments",),
+    }.items():
         for method in PORTS[port].service.methods:
             assert hasattr(rules[port], method.name) or method.name in public, method.full_name
 

@@ -24,6 +24,7 @@ from crucible_kit.errors import (
     NotFoundError,
     field_error,
 )
+from crucible_kit.messages import message_text, refuse_unusable
 from crucible_kit.tensors import pack_tokens, unpack_tokens
 
 _THREADS = 2
@@ -161,8 +162,9 @@ def _render(
     number: int,
     request: tokenizer_pb2.ApplyChatTemplateRequest,
 ) -> RenderedChat:
+    refuse_unusable(conversation.messages, port="tokenizer", field=f"conversations[{number}].messages")
     messages = [
-        {"role": message.role, "content": message.content} | ({"name": message.name} if message.name else {})
+        {"role": message.role, "content": message_text(message)} | ({"name": message.name} if message.name else {})
         for message in conversation.messages
     ]
     try:
