@@ -25,7 +25,7 @@ from crucible_adapters.metrics.sqlite import SqliteMetricsStore
 from crucible_adapters.registry.sqlite import SqliteModelRegistry
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.channel import Channel, ObjectChannel, RemoteChannel, connect
-from crucible_kit.errors import KitchenError
+from crucible_kit.errors import FailedPreconditionError, KitchenError
 from crucible_kit.ports import PORTS
 from crucible_kit.serving import serve_ports
 from crucible_kit.tensors import pack_tokens, to_tensor
@@ -67,6 +67,10 @@ class FakeHost:
         self._instances: dict[str, str] = {}
         self.starts = dict.fromkeys(adapters, 0)
         self.capabilities = frozenset({"training.local_model"})
+
+    def require(self, port: str) -> None:
+        if port not in self.adapters:
+            raise FailedPreconditionError(f"{port} is not mapped", reason="PORT_NOT_MAPPED")
 
     async def stub(self, port: str) -> Any:
         if port not in self._instances:

@@ -26,7 +26,7 @@ from crucible.kitchen.v1.event_pb2 import (
 )
 from crucible.kitchen.v1.run_pb2_grpc import RunServiceStub
 from crucible_kit.channel import RemoteChannel, connect
-from crucible_kit.errors import NotFoundError
+from crucible_kit.errors import FailedPreconditionError, NotFoundError
 from crucible_kitchen.api.access import Tokens
 from crucible_kitchen.api.endpoint import Endpoint
 from crucible_kitchen.options import ServerOptions
@@ -149,6 +149,9 @@ class FakeAdapters:
 
 class FakeHost:
     """Has no adapter."""
+
+    def require(self, port: str) -> None:
+        raise FailedPreconditionError(f"port {port!r} has no adapter", reason="PORT_NOT_MAPPED")
 
     async def stub(self, port: str) -> Any:
         raise NotFoundError(f"port {port!r} has no adapter", reason="PORT_NOT_FOUND")

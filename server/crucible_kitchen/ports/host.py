@@ -109,6 +109,11 @@ class PortHost:
             }
         )
 
+    def require(self, port: str) -> None:
+        """Raises FAILED_PRECONDITION PORT_NOT_MAPPED when no adapter is to serve the port."""
+        if port not in self._mappings:
+            raise _not_mapped(port)
+
     async def stub(self, port: str) -> Any:
         """The generated stub of a port; starts its adapter and shakes hands when needed.
 
@@ -138,8 +143,7 @@ class PortHost:
 
     async def info(self, port: str) -> adapter_pb2.GetAdapterInfoResponse:
         """What the port's adapter answered to the handshake. Raises FAILED_PRECONDITION PORT_NOT_MAPPED."""
-        if port not in self._mappings:
-            raise _not_mapped(port)
+        self.require(port)
         process = self._port_processes.get(port)
         if process is not None:
             info = await process.ensure()
@@ -178,8 +182,7 @@ class PortHost:
         """
         if port not in PORTS:
             raise NotFoundError(f"port {port!r}: {unknown_key(port, PORTS)}", reason="PORT_NOT_FOUND")
-        if port not in self._mappings:
-            raise _not_mapped(port)
+        self.require(port)
         self._infos.pop(port, None)
         try:
             await self.info(port)

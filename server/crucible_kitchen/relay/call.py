@@ -15,6 +15,10 @@ _UNARY_SECONDS = 600.0
 class Host(Protocol):
     """Where the adapters are."""
 
+    def require(self, port: str) -> None:
+        """Raises FAILED_PRECONDITION PORT_NOT_MAPPED when no adapter is to serve the port."""
+        ...
+
     async def stub(self, port: str) -> Any:
         """The port's stub; starts the adapter when needed."""
         ...

@@ -96,6 +96,8 @@ class Relay:
         return stream if method.server_streaming else unary
 
     def _call(self, port: str, method: str, context: Any) -> Call:
+        # Before the rules, for which a port without an adapter would be one without sessions.
+        self._host.require(port)
         return Call(self._host, port, method, self._callers.of(context), context)
 
     def start(self) -> None:
