@@ -1,4 +1,4 @@
-"""A process that serves the light adapters on an address, as an adapter author's own server would.
+"""A process that serves the light adapters, and fakes of ports without any, as an adapter author's own server would.
 
 python -m tests.fuzz.adapter_host DATA_FOLDER
 """
@@ -14,6 +14,15 @@ from typing import Any
 
 from crucible_adapters.blob.local import LocalBlobStore
 from crucible_adapters.dataset.local import LocalDatasets
+from crucible_adapters.fakes.deployment import FakeDeployment
+from crucible_adapters.fakes.embedding import FakeEmbedding
+from crucible_adapters.fakes.environment import FakeEnvironment
+from crucible_adapters.fakes.evaluator import FakeEvaluator
+from crucible_adapters.fakes.feedback import FakeFeedback
+from crucible_adapters.fakes.llm import FakeLLM
+from crucible_adapters.fakes.python_bridge import FakePythonBridge
+from crucible_adapters.fakes.reward import FakeReward
+from crucible_adapters.fakes.vector import FakeVectorStore
 from crucible_adapters.hub.local import LocalHub
 from crucible_adapters.metrics.sqlite import SqliteMetricsStore
 from crucible_adapters.registry.sqlite import SqliteModelRegistry
@@ -28,6 +37,15 @@ ADAPTERS: tuple[Any, ...] = (
     SqliteMetricsStore,
     SqliteModelRegistry,
     TokenizersFolder,
+    FakeDeployment,
+    FakeEmbedding,
+    FakeEnvironment,
+    FakeEvaluator,
+    FakeFeedback,
+    FakeLLM,
+    FakePythonBridge,
+    FakeReward,
+    FakeVectorStore,
 )
 
 

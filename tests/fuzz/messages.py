@@ -116,7 +116,9 @@ class Maker:
             oneof = field.containing_oneof
             if oneof is not None and len(oneof.fields) > 1:
                 if field is oneof.fields[0] and not self.chance(self.odd):
-                    parts += self._set(self.pick(oneof.fields), depth)
+                    # Deep down the first: messages that hold themselves, such as filters, would never end.
+                    chosen = self.pick(oneof.fields) if depth < _MAX_DEPTH else oneof.fields[0]
+                    parts += self._set(chosen, depth)
             elif self._wanted(field, depth):
                 parts += self._set(field, depth)
         return Message(tuple(parts))
@@ -181,10 +183,11 @@ class Maker:
             assert field.containing_type is not None
             fresh = field.containing_type.name.startswith("Create") and not self.chance(20)
             return Ref("fresh_uuid") if fresh else self.pick(values.UUIDS).encode()
-        if name in ("session_id", "operation_id"):
-            return Ref(f"{values.session_pool(field)}_{name.removesuffix('_id')}", self.index)
-        if name == "sequence":
-            return Ref(f"{values.session_pool(field)}_sequence", self.index)
+        engine = values.session_pool(field)
+        if name in ("session_id", "operation_id") and engine:
+            return Ref(f"{engine}_{name.removesuffix('_id')}", self.index)
+        if name == "sequence" and engine:
+            return Ref(f"{engine}_sequence", self.index)
         options = values.of_meaning(field)
         if not options:
             return None

@@ -232,14 +232,18 @@ class ServerTarget(Target):
 
 
 class AdaptersTarget(Target):
-    """The light adapters behind the kit's server, without the runtime in front."""
+    """The light adapters, and the fakes of ports without any, behind the kit's server without the runtime in front."""
 
     name = "adapters"
     needed = ("dataset", "blob")
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        light = ("blob", "dataset", "hub", "metrics", "registry", "tokenizer")
+        light = (
+            *("blob", "dataset", "hub", "metrics", "registry", "tokenizer"),
+            *("deployment", "embedding", "environment", "evaluator", "feedback"),
+            *("llm", "python_bridge", "reward", "vector"),
+        )
         adapter = adapter_pb2.DESCRIPTOR.services_by_name["AdapterService"]
         self.methods = methods_of([*(PORTS[port].service for port in light), adapter], _WEIGHTS)
         self.data = folder / "data"

@@ -178,6 +178,40 @@ MEANINGS: dict[str, tuple[int | bytes | Big | Ref, ...]] = {
     "crucible.port.registry.v1.LineageNode.id": (b"a", b"b", b"c", Ref("version")),
     "crucible.type.v1.Message.role": (b"user", b"assistant", b"system"),
     "crucible.type.v1.Message.content": _TEXTS,
+    # Fakes number what they make: the first of each is there soon.
+    "crucible.port.deployment.v1.DeployModelRequest.endpoint": (b"chat", b"search"),
+    "crucible.port.deployment.v1.UpdateDeploymentRequest.etag": (b"",),
+    "crucible.port.deployment.v1.TerminateDeploymentRequest.etag": (b"",),
+    "crucible.port.deployment.v1.SetTrafficWeightRequest.etag": (b"",),
+    "deployment_id": (b"deployment-1", b"deployment-2", b"deployment-3"),
+    "crucible.port.environment.v1.ResetRequest.environment": (b"", b"guess_number"),
+    "episode_id": (b"episode-1", b"episode-2"),
+    "crucible.port.evaluator.v1.TaskSelection.name": (b"arithmetic", b"repeat"),
+    "crucible.port.evaluator.v1.EvaluatedModel.name": (b"fake/one", b"fake/flaky"),
+    "evaluation_id": (b"evaluation-1", b"evaluation-2"),
+    "interaction_id": (b"a", b"b", b"c"),
+    "signal_id": (b"s", b"t", b"u"),
+    "curation_id": (b"curation-1", b"curation-2"),
+    "crucible.port.llm.v1.Tool.name": (b"weather", b"time"),
+    "crucible.port.llm.v1.ToolChoice.name": (b"", b"weather"),
+    "session_id": (b"session-1", b"session-2"),
+    "crucible.port.environment.v1.StepRequest.sequence": (1, 2, 3),
+    "crucible.port.python_bridge.v1.OpenSessionRequest.libraries": (b"toy", b"math", b"limits"),
+    "library": (b"toy", b"math", b"limits"),
+    "function": (b"add", b"echo", b"counter", b"count_to", b"repeat", b"scale", b"unique", b"sqrt", b"gcd", b"sleep"),
+    "method": (b"increment", b"fork"),
+    "attribute": (b"value", b"label", b"broken"),
+    "ref_id": (b"ref-1", b"ref-2", b"ref-3", b"ref-4"),
+    "crucible.port.reward.v1.ScoreRequest.reward": (b"", b"exact_match", b"length"),
+    "crucible.port.reward.v1.ScoreItem.reference_answer": (b"42", b"#### 1,234"),
+    "crucible.port.vector.v1.Collection.name": (b"things", b"others"),
+    "crucible.port.vector.v1.GetCollectionRequest.name": (b"things", b"others"),
+    "crucible.port.vector.v1.DeleteCollectionRequest.name": (b"others",),
+    "collection": (b"things", b"others"),
+    "crucible.port.vector.v1.Collection.num_items": (0,),
+    "crucible.port.vector.v1.Collection.dimension": (0, 2),
+    "model_name": (b"helper",),
+    "model": (b"",),
     "crucible.adapter.v1.ConfigureRequest.service": (b"crucible.port.training.v1.TrainingService",),
     "crucible.adapter.v1.GetAdapterInfoRequest.host_contract_versions": (1, 2),
     "grpc.health.v1.HealthCheckRequest.service": (b"", b"crucible.kitchen.v1.RunService"),
@@ -235,8 +269,8 @@ def of_meaning(field: FieldDescriptor, odd: bool = False) -> tuple[Any, ...]:
 
 
 def session_pool(field: FieldDescriptor) -> str:
-    """The pool of a field that names a session or an operation: each port has its own."""
-    return "sampling" if ".sampling." in field.full_name else "training"
+    """The pool of a field that names a session or an operation: each port of the engine has its own. Empty: no such."""
+    return next((port for port in ("sampling", "training") if f".{port}." in field.full_name), "")
 
 
 @cache
