@@ -4,28 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+import math
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from crucible_kit.constraints import check_message
-from crucible_kit.errors import from_rpc_error
+from crucible_kit.errors import CONNECTION_LOST, UnavailableError, from_rpc_error
 from crucible_kit.outcomes import task_is_cancelled
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 DEFAULT_UNARY_TIMEOUT = 60.0
+DEFAULT_READY_SECONDS = 30.0
 _LARGE_BYTES = 256 * 1024
+# How often a call is made whose connection breaks each time: the adapter may be dying of this very call.
+_TRIES = 3
+_RETRY_SECONDS = 1.0
+
+Result = TypeVar("Result")
+
+
+async def repeated(call: Callable[[], Awaitable[Result]]) -> Result:
+    """The result of a call, or of a whole transfer, that is safe to repeat: it is made again when its connection breaks.
+
+    Each try waits for the other side as any call does; when that is in vain, its error is raised.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return await call()
+        except UnavailableError as error:
+            if error.reason not in CONNECTION_LOST:
+                raise
+    return await call()
 
 
 class RemoteChannel:
     """A gRPC channel whose calls raise KitchenError and have a deadline.
 
+    A unary call whose connection breaks is made again; one that streams is its caller's to repeat, see `repeated`.
+
     Args:
-        wait_for_ready: wait for a connection within the call's deadline, so that an adapter that is just starting or
-            coming back is waited for; otherwise a call fails with UNAVAILABLE when nobody listens.
+        address: where it leads, for messages.
+        wait_for_ready: wait for a connection, so that an adapter that is just starting or coming back is waited for;
+            otherwise a call fails with UNAVAILABLE when nobody listens, and is not made again.
+        ready_seconds: how long it waits, within the call's deadline; then the call fails with UNAVAILABLE
+            ADAPTER_UNAVAILABLE.
         metadata: sent with every call.
     """
 
@@ -33,19 +60,40 @@ class RemoteChannel:
         self,
         channel: grpc.aio.Channel,
         *,
+        address: str = "",
         wait_for_ready: bool = True,
+        ready_seconds: float = DEFAULT_READY_SECONDS,
         metadata: Iterable[tuple[str, str]] = (),
     ) -> None:
         self._channel = channel
+        self._address = address
         self._wait = wait_for_ready
+        self._ready_seconds = ready_seconds
         self._metadata = tuple(metadata)
 
-    def _options(self, timeout: float | None, metadata: Any) -> dict[str, Any]:
-        return {
-            "timeout": timeout,
-            "metadata": (*self._metadata, *(metadata or ())),
-            "wait_for_ready": self._wait,
-        }
+    async def _options(self, timeout: float | None, metadata: Any) -> dict[str, Any]:
+        """The keywords of a call that may take `timeout` seconds, once there is a connection."""
+        return {"timeout": await self._ready(timeout), "metadata": (*self._metadata, *(metadata or ()))}
+
+    async def _ready(self, timeout: float | None) -> float | None:
+        """Waits for the connection; returns what is left of `timeout`."""
+        if not self._wait or self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
+            return timeout
+        # Not gRPC's own wait_for_ready, which goes on for the whole deadline: of a large transfer that is an hour.
+        begun = time.monotonic()
+        limit = self._ready_seconds if timeout is None else min(timeout, self._ready_seconds)
+        try:
+            async with asyncio.timeout(limit):
+                await self._channel.channel_ready()
+        except TimeoutError:
+            raise UnavailableError(
+                f"nobody has answered at {self._address} for {limit:g} s: start what serves there, and use TLS on both "
+                "sides or on none",
+                reason="ADAPTER_UNAVAILABLE",
+                metadata={"address": self._address},
+                retry_delay=_RETRY_SECONDS,
+            ) from None
+        return None if timeout is None else max(0.0, begun + timeout - time.monotonic())
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The call of a unary method."""
@@ -57,9 +105,14 @@ class RemoteChannel:
             else:
                 # The event loop has others to serve meanwhile.
                 await asyncio.to_thread(check_message, request)
-            limit = DEFAULT_UNARY_TIMEOUT if timeout is None else timeout
-            with _kitchen_errors([]):
-                return await inner(request, **self._options(limit, metadata))
+            end = time.monotonic() + (DEFAULT_UNARY_TIMEOUT if timeout is None else timeout)
+
+            async def once() -> Message:
+                options = await self._options(max(0.0, end - time.monotonic()), metadata)
+                with _kitchen_errors([]):
+                    return await inner(request, **options)
+
+            return await (repeated(once) if self._wait else once())
 
         return call
 
@@ -69,7 +122,11 @@ class RemoteChannel:
 
         def call(request: Message, *, timeout: float | None = None, metadata: Any = None) -> AsyncIterator[Message]:
             check_message(request)
-            return _responses(lambda: inner(request, **self._options(timeout, metadata)), [])
+
+            async def start() -> Any:
+                return inner(request, **await self._options(timeout, metadata))
+
+            return _responses(start, [])
 
         return call
 
@@ -80,10 +137,10 @@ class RemoteChannel:
         async def call(
             requests: AsyncIterable[Message], *, timeout: float | None = None, metadata: Any = None
         ) -> Message:
-            limit = DEFAULT_UNARY_TIMEOUT if timeout is None else timeout
+            options = await self._options(DEFAULT_UNARY_TIMEOUT if timeout is None else timeout, metadata)
             failures: list[Exception] = []
             with _kitchen_errors(failures):
-                return await inner(prepared(requests, _checked, failures), **self._options(limit, metadata))
+                return await inner(prepared(requests, _checked, failures), **options)
 
         return call
 
@@ -95,22 +152,26 @@ class RemoteChannel:
             requests: AsyncIterable[Message], *, timeout: float | None = None, metadata: Any = None
         ) -> AsyncIterator[Message]:
             failures: list[Exception] = []
-            outgoing = prepared(requests, _checked, failures)
-            return _responses(lambda: inner(outgoing, **self._options(timeout, metadata)), failures)
+
+            async def start() -> Any:
+                options = await self._options(timeout, metadata)
+                return inner(prepared(requests, _checked, failures), **options)
+
+            return _responses(start, failures)
 
         return call
 
     def waiting(self) -> RemoteChannel:
-        """This connection for calls that wait until the other side listens."""
-        return RemoteChannel(self._channel, wait_for_ready=True, metadata=self._metadata)
+        """This connection for calls that wait for their whole deadline until the other side listens."""
+        return RemoteChannel(self._channel, address=self._address, ready_seconds=math.inf, metadata=self._metadata)
 
     async def close(self) -> None:
         """Closes the connection."""
         await self._channel.close()
 
 
-async def _responses(start: Callable[[], Any], failures: list[Exception]) -> AsyncIterator[Message]:
-    stream = start()
+async def _responses(start: Callable[[], Awaitable[Any]], failures: list[Exception]) -> AsyncIterator[Message]:
+    stream = await start()
     try:
         with _kitchen_errors(failures):
             async for each in stream:
@@ -200,6 +261,7 @@ def connect(
     credentials: grpc.ChannelCredentials | None = None,
     token: str = "",
     wait_for_ready: bool = True,
+    ready_seconds: float = DEFAULT_READY_SECONDS,
     retry: bool = True,
 ) -> RemoteChannel:
     """A channel to a gRPC address: host:port, dns:///host:port or unix:PATH. Connects when first used.
@@ -207,10 +269,12 @@ def connect(
     Args:
         credentials: TLS; None is plain text, for loopback and unix sockets.
         token: sent as a bearer token with every call; empty sends none.
-        wait_for_ready: as in RemoteChannel.
+        wait_for_ready, ready_seconds: as in RemoteChannel.
         retry: try a call that fails with UNAVAILABLE again, a few times within two seconds.
     """
     # As metadata: call credentials are refused on plain text, and one interceptor object covers one kind of call only.
     metadata = [("authorization", f"Bearer {token}")] if token else []
     channel = open_channel(address, credentials, retry=retry)
-    return RemoteChannel(channel, wait_for_ready=wait_for_ready, metadata=metadata)
+    return RemoteChannel(
+        channel, address=address, wait_for_ready=wait_for_ready, ready_seconds=ready_seconds, metadata=metadata
+    )

@@ -8,7 +8,14 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from crucible_kit._object_channel import ObjectChannel, ObjectContext
-from crucible_kit._remote_channel import DEFAULT_UNARY_TIMEOUT, MAX_MESSAGE_BYTES, RemoteChannel, connect, open_channel
+from crucible_kit._remote_channel import (
+    DEFAULT_UNARY_TIMEOUT,
+    MAX_MESSAGE_BYTES,
+    RemoteChannel,
+    connect,
+    open_channel,
+    repeated,
+)
 
 __all__ = [
     "DEFAULT_UNARY_TIMEOUT",
@@ -19,6 +26,7 @@ __all__ = [
     "RemoteChannel",
     "connect",
     "open_channel",
+    "repeated",
 ]
 
 

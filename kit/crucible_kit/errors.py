@@ -175,6 +175,9 @@ class UnknownError(KitchenError):
     """An error of a peer that says no more."""
 
 
+CONNECTION_LOST = ("CONNECTION_LOST", "UNAVAILABLE")
+"""Reasons of a call that broke on the way: the transport's, not the other side's answer."""
+
 _BY_CODE: dict[int, type[KitchenError]] = {
     kind.code.value[0]: kind for kind in KitchenError.__subclasses__() if kind is not UnknownError
 }

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from crucible.port.blob.v1 import blob_pb2, blob_pb2_grpc
+from crucible.type.v1 import tensor_pb2
 from crucible_kit import errors
-from crucible_kit.channel import Channel, ObjectChannel, connect
+from crucible_kit.channel import Channel, ObjectChannel, connect, repeated
 from crucible_kit.errors import KitchenError
+from crucible_kit.serving import ServedAdapter, serve_ports
 from tests.kit.notes import SECRET, SERVICE, ScriptedBlobs
 
 # key -> type, reason, message, metadata, fields, retry delay. None: holds a fresh error_id.
@@ -222,8 +226,101 @@ async def test_without_waiting_a_missing_server_fails_at_once() -> None:
     await channel.close()
 
 
-async def test_with_waiting_a_missing_server_costs_the_deadline() -> None:
-    channel = connect("unix:/nonexistent/socket")
-    with pytest.raises(errors.DeadlineExceededError):
-        await blob_pb2_grpc.BlobStoreServiceStub(channel).StatBlob(blob_pb2.StatBlobRequest(key="k"), timeout=0.2)
+@pytest.mark.parametrize(("timeout", "ready_seconds"), [(3600.0, 0.2), (0.2, 3600.0)])
+async def test_a_missing_server_is_waited_for_no_longer_than_is_said(timeout: float, ready_seconds: float) -> None:
+    channel = connect("unix:/nonexistent/socket", ready_seconds=ready_seconds)
+    stub: Any = blob_pb2_grpc.BlobStoreServiceStub(channel)
+    for start in (
+        lambda: stub.StatBlob(blob_pb2.StatBlobRequest(key="k"), timeout=timeout),
+        lambda: stub.WriteBlob(chunks(1), timeout=timeout),
+        lambda: anext(stub.ReadBlob(blob_pb2.ReadBlobRequest(key="k"), timeout=timeout)),
+    ):
+        with pytest.raises(errors.UnavailableError, match="unix:/nonexistent/socket") as caught:
+            await start()
+        assert (caught.value.reason, caught.value.metadata) == (
+            "ADAPTER_UNAVAILABLE",
+            {"address": "unix:/nonexistent/socket"},
+        )
+        assert caught.value.retry_delay
+    await channel.close()
+
+
+class Restarts:
+    """A server that is taken down and put up again on one address.
+
+    Attributes:
+        calls: how many calls have arrived.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.calls = 0
+
+    async def serve(self, servicer: blob_pb2_grpc.BlobStoreServiceServicer) -> ServedAdapter:
+        return await serve_ports({"blob": servicer}, self.address, name="again", capabilities={"blob": ()})
+
+    async def died_of(self, blobs: ScriptedBlobs, served: ServedAdapter) -> None:
+        """Takes the server down once a call hangs in it."""
+        await asyncio.wait_for(blobs.entered.wait(), 10)
+        blobs.entered.clear()
+        self.calls += 1
+        await served.stop(0)
+
+
+@pytest.fixture
+def restarts() -> Iterator[Restarts]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Restarts(f"unix:{Path(folder) / 's'}")
+
+
+class Answers(blob_pb2_grpc.BlobStoreServiceServicer):
+    """Answers what ScriptedBlobs would hang on."""
+
+    async def StatBlob(self, request: Any, context: Any) -> blob_pb2.StatBlobResponse:
+        return blob_pb2.StatBlobResponse(blob=tensor_pb2.BlobRef(uri="second"))
+
+    async def ReadBlob(self, request: Any, context: Any) -> AsyncIterator[blob_pb2.ReadBlobResponse]:
+        yield blob_pb2.ReadBlobResponse(data=b"second")
+
+
+async def test_a_unary_call_whose_server_dies_is_made_again_and_a_stream_is_its_callers(
+    restarts: Restarts, blobs: ScriptedBlobs
+) -> None:
+    channel = connect(restarts.address)
+    stub: Any = blob_pb2_grpc.BlobStoreServiceStub(channel)
+    first = await restarts.serve(blobs)
+    unary = asyncio.create_task(stub.StatBlob(blob_pb2.StatBlobRequest(key="hang")))
+    await restarts.died_of(blobs, first)
+
+    second = await restarts.serve(Answers())
+    assert (await unary).blob.uri == "second"
+    await second.stop(0)
+
+    async def read() -> list[bytes]:
+        return [each.data async for each in stub.ReadBlob(blob_pb2.ReadBlobRequest(key="hang"))]
+
+    third = await restarts.serve(blobs)
+    stream = asyncio.create_task(read())
+    again = asyncio.create_task(repeated(read))
+    await restarts.died_of(blobs, third)
+    with pytest.raises(errors.UnavailableError) as caught:
+        await stream
+    assert caught.value.reason in errors.CONNECTION_LOST
+    fourth = await restarts.serve(Answers())
+    assert await again == [b"second"]
+    await channel.close()
+    await fourth.stop(0)
+
+
+async def test_a_call_that_its_server_dies_of_each_time_is_given_up(restarts: Restarts, blobs: ScriptedBlobs) -> None:
+    # Without gRPC's own tries, of which each may reach the server too.
+    channel = connect(restarts.address, retry=False)
+    call = asyncio.create_task(
+        blob_pb2_grpc.BlobStoreServiceStub(channel).StatBlob(blob_pb2.StatBlobRequest(key="hang"))  # type: ignore
+    )
+    while restarts.calls < 3:
+        await restarts.died_of(blobs, await restarts.serve(blobs))
+    with pytest.raises(errors.UnavailableError) as caught:
+        await call
+    assert caught.value.reason in errors.CONNECTION_LOST
     await channel.close()
