@@ -50,6 +50,7 @@ class FakeRuns:
     async def emit(self, run: run_pb2.Run, **payload: Any) -> None:
         if "state_changed" in payload:
             run.state = payload["state_changed"].to_state
+            run.waiting_for_port = payload["state_changed"].waiting_for_port
         log = self.logs[run.run_id]
         event = event_pb2.RunEvent(
             sequence=len(log) + 1, run_id=run.run_id, attempt=run.attempt, step=run.step, **payload
@@ -122,6 +123,11 @@ class FakeRuns:
             await self.state(run, "FAILED", reason="row 3 has no answer", failure=failure)
             return
         await self.emit(run, evaluation_completed=evaluation(6.0, "count count"))
+        if run.preset in ("adapter-away", "adapter-returns"):
+            await self.state(run, "PAUSED", reason="nobody answers", waiting_for_port="blob")
+            if run.preset == "adapter-away":
+                return
+            await self.state(run, "RUNNING")
         if run.preset in ("waits", "never-pauses"):
             await self.steps(run, 1)
         else:

@@ -202,6 +202,19 @@ def test_a_second_ctrl_c_leaves_at_once(addresses: dict[str, str]) -> None:
     assert "kitchen runs resume pause-2" in out
 
 
+def test_a_run_is_followed_while_it_waits_for_an_adapter(kitchen: Kitchen) -> None:
+    answer = kitchen("run", "sl_basic", "--preset", "adapter-returns", "--run-id", "away-1")
+    assert answer.code == 0
+    assert "run away-1 is PAUSED (waits for blob): nobody answers" in answer.err
+    assert "COMPLETED" in answer.out
+
+
+def test_a_run_that_waits_for_an_adapter_says_so(kitchen: Kitchen) -> None:
+    kitchen("run", "sl_basic", "--preset", "adapter-away", "--run-id", "away-2", "--detach")
+    assert "PAUSED (waits for blob)" in kitchen("runs", "get", "away-2").out
+    assert "PAUSED (waits for blob)" in kitchen("runs", "list").out
+
+
 def test_runs_list(kitchen: Kitchen) -> None:
     for name in ("list-1", "list-2", "list-3"):
         kitchen("run", "sl_basic", "--preset", "tiny", "--run-id", name, "--detach")

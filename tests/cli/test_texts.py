@@ -50,6 +50,11 @@ def test_texts() -> None:
     )
     came_to = event_pb2.RunEvent(summarized=event_pb2.RunSummarized(summary=summary))
     assert event_text(came_to) == "6 steps in 61 s, loss 8 to 0.25, 1,234 tokens/s"
+    waits = event_pb2.RunStateChanged(
+        to_state=event_pb2.RUN_STATE_PAUSED, waiting_for_port="blob", reason="nobody answers"
+    )
+    told = "run r is PAUSED (waits for blob): nobody answers"
+    assert event_text(event_pb2.RunEvent(run_id="r", state_changed=waits)) == told
     assert event_text(event_pb2.RunEvent()) == ""
     assert (state_name(event_pb2.RUN_STATE_PAUSED), state_name(99)) == ("PAUSED", "99")
 

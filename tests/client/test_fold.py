@@ -108,6 +108,17 @@ def test_a_failure_stands_until_the_run_goes_on() -> None:
     assert (view.failure, view.ended) == (None, False)
 
 
+def test_a_run_waits_for_an_adapter_until_it_goes_on_or_is_paused() -> None:
+    paused = event_pb2.RUN_STATE_PAUSED
+    waits = state(paused, waiting_for_port="blob", failure=failure_pb2.Failure(reason="ADAPTER_UNAVAILABLE"))
+    view = fold(log((1, 0, 0, waits)))
+    assert view.failure is not None
+    assert (view.state, view.waiting_for_port, view.ended) == (paused, "blob", False)
+    for next_state in (state(paused), state(event_pb2.RUN_STATE_QUEUED)):
+        view = fold(log((1, 0, 0, waits), (1, 0, 0, next_state)))
+        assert (view.waiting_for_port, view.failure) == ("", None)
+
+
 def test_checkpoints_that_are_deleted_are_no_more_there() -> None:
     saved = [event_pb2.Checkpoint(uri=f"file:///step-{number}", step=number) for number in range(1, 4)]
     events: list[Any] = [(1, each.step, 0, event_pb2.CheckpointSaved(checkpoint=each)) for each in saved]

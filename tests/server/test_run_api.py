@@ -221,6 +221,7 @@ def test_a_record_becomes_a_message_field_by_field() -> None:
             model_version_id="v1",
             latest_checkpoint=saved,
             summary=RunSummary(steps=4),
+            waiting_for_port="blob",
         )
     )
     filled = {field.name for field, _ in message.ListFields()}

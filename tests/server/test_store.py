@@ -60,6 +60,7 @@ async def test_a_run_reads_back_as_it_was_stored(store: Store) -> None:
             "end_time": START + timedelta(microseconds=123457),
             "model_version_id": "model-1",
             "summary": RunSummary(steps=4, first_train_loss=0.0),
+            "waiting_for_port": "blob",
         },
         checkpoint=saved,
     )
@@ -75,6 +76,7 @@ async def test_a_run_reads_back_as_it_was_stored(store: Store) -> None:
         end_time=START + timedelta(microseconds=123457),
         model_version_id="model-1",
         summary=RunSummary(steps=4, first_train_loss=0.0),
+        waiting_for_port="blob",
         last_sequence=2,
         latest_checkpoint=dataclasses.replace(saved, sequence=2),
     )

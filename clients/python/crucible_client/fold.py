@@ -35,7 +35,8 @@ class RunView:
         checkpoint: the newest; None: none yet.
         checkpoints: all that are there and not damaged, by their address, oldest first.
         summary: what it had come to when it last stopped; None: it has not stopped since its newest attempt began.
-        failure: why it failed; None unless the state is FAILED.
+        failure: why it failed or waits; None unless the state is FAILED or waiting_for_port is set.
+        waiting_for_port: the port whose adapter it waits for, to go on by itself; empty: none.
         reason: what was said about the newest change of state.
         last_sequence: sequence number of the newest event seen.
     """
@@ -50,6 +51,7 @@ class RunView:
     checkpoints: dict[str, event_pb2.Checkpoint] = field(default_factory=dict)
     summary: event_pb2.RunSummary | None = None
     failure: failure_pb2.Failure | None = None
+    waiting_for_port: str = ""
     reason: str = ""
     model_version_id: str = ""
     last_sequence: int = 0
@@ -100,6 +102,7 @@ class RunView:
 
     def _change_state(self, change: event_pb2.RunStateChanged) -> None:
         self.state = change.to_state
+        self.waiting_for_port = change.waiting_for_port
         self.reason = change.reason
         self.failure = change.failure if change.HasField("failure") else None
 

@@ -33,6 +33,7 @@ def run_message(record: RunRecord) -> run_pb2.Run:
         last_sequence=record.last_sequence,
         model_version_id=record.model_version_id,
         summary=record.summary,
+        waiting_for_port=record.waiting_for_port,
     )
     if record.latest_checkpoint is not None:
         run.latest_checkpoint.CopyFrom(checkpoint_message(record.latest_checkpoint))

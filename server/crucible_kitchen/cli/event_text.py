@@ -14,6 +14,11 @@ def state_name(state: int) -> str:
         return str(state)
 
 
+def state_text(state: int, waiting_for_port: str) -> str:
+    """The same with what the run waits for, such as PAUSED (waits for blob)."""
+    return f"{state_name(state)} (waits for {waiting_for_port})" if waiting_for_port else state_name(state)
+
+
 def event_text(event: event_pb2.RunEvent) -> str:
     """What an event says, in one line; empty for a payload that this client does not know."""
     return one_line(_text(event))
@@ -23,7 +28,7 @@ def _text(event: event_pb2.RunEvent) -> str:
     match event.WhichOneof("payload"):
         case "state_changed":
             change = event.state_changed
-            text = f"run {event.run_id} is {state_name(change.to_state)}"
+            text = f"run {event.run_id} is {state_text(change.to_state, change.waiting_for_port)}"
             return f"{text}: {change.reason}" if change.reason else text
         case "attempt_started":
             started = event.attempt_started

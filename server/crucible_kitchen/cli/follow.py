@@ -49,7 +49,8 @@ class Interrupts:
 
 
 async def follow_to_stop(client: KitchenClient, run: run_pb2.Run, on_event: OnEvent, interrupts: Interrupts) -> RunView:
-    """Follows a run until it has ended or is paused. The first interrupt asks for a pause, the second leaves.
+    """Follows a run until it has ended or is paused, and through its waits for adapters. The first interrupt asks for a
+    pause, the second leaves.
 
     Args:
         run: as CreateRun or ResumeRun answered; only what happens after its last event stops the following.
@@ -93,7 +94,8 @@ async def _watch(client: KitchenClient, run: run_pb2.Run, view: RunView, on_even
         async for event in events:
             view.apply(event)
             on_event(event)
-            stopped = view.ended or view.state == event_pb2.RUN_STATE_PAUSED
+            # One that waits for an adapter goes on by itself.
+            stopped = view.ended or (view.state == event_pb2.RUN_STATE_PAUSED and not view.waiting_for_port)
             if stopped and event.sequence > run.last_sequence:
                 return
 

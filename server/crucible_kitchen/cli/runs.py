@@ -11,7 +11,7 @@ import click
 from crucible.kitchen.v1 import event_pb2, run_pb2
 from crucible_client import KitchenClient
 from crucible_kitchen.cli.connection import connected, execute
-from crucible_kitchen.cli.event_text import event_text, state_name
+from crucible_kitchen.cli.event_text import event_text, state_name, state_text
 from crucible_kitchen.cli.follow import INTERRUPTED, Interrupts, ends_first, exit_code
 from crucible_kitchen.cli.options import Target, json_option, target_options
 from crucible_kitchen.cli.output import print_json, print_messages, print_table
@@ -57,7 +57,7 @@ def list_runs(states: tuple[str, ...], recipe: str, limit: int, target: Target, 
     rows = [
         (
             each.run_id,
-            state_name(each.state),
+            state_text(each.state, each.waiting_for_port),
             f"{each.step}/{each.total_steps or '?'}",
             each.recipe,
             each.preset or "-",
@@ -208,7 +208,10 @@ def _print_run(run: run_pb2.Run, *, as_json: bool) -> None:
         return
     rows: Rows = [
         ("run", run.run_id),
-        ("state", state_name(run.state) + (" (a pause was asked for)" if run.pause_requested else "")),
+        (
+            "state",
+            state_text(run.state, run.waiting_for_port) + (" (a pause was asked for)" if run.pause_requested else ""),
+        ),
         ("recipe", f"{run.recipe} {run.preset}".rstrip()),
         ("seed", str(run.seed)),
         ("step", f"{run.step} of {run.total_steps or '?'}"),

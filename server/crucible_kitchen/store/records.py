@@ -85,6 +85,7 @@ class RunRecord:
     queue_order: int = 0
     summary: RunSummary | None = None
     fed_sequence: int = 0
+    waiting_for_port: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

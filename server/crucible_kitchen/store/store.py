@@ -106,7 +106,8 @@ class Store:
 
         Args:
             changes: new values of state, attempt, pause_requested, failure, step, total_steps, start_time, end_time,
-                model_version_id, summary, fed_sequence or queue_order (given by the store when the run becomes QUEUED).
+                model_version_id, summary, fed_sequence, waiting_for_port or queue_order (given by the store when the
+                run becomes QUEUED).
                 A start_time or end_time that lies before the log's end becomes the log's end.
             expect: states in which this is allowed; None: all.
             checkpoint: stored with the sequence of the CheckpointSaved among the events; the run's latest from then on.

@@ -91,6 +91,8 @@ runs = Table(
     Column("summary", MessageBytes(RunSummary)),
     # Last event whose metrics are known to be in the metrics store.
     Column("fed_sequence", BigInteger, nullable=False, server_default="0"),
+    # The port whose adapter a PAUSED run waits for; empty: none.
+    Column("waiting_for_port", String(63), nullable=False, server_default=""),
     Index("runs_by_create_time", "create_time", "run_id"),
     Index("runs_by_state", "state", "queue_order"),
     Index("runs_by_queue_order", "queue_order"),

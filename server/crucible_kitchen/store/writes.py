@@ -31,6 +31,7 @@ CHANGEABLE = frozenset(
         "queue_order",
         "summary",
         "fed_sequence",
+        "waiting_for_port",
     }
 )
 

@@ -87,16 +87,18 @@ class RunEvent(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., run_id: _Optional[str] = ..., recipe: _Optional[str] = ..., workflow: _Optional[str] = ..., dataset: _Optional[str] = ..., attempt: _Optional[int] = ..., stage_path: _Optional[str] = ..., step: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state_changed: _Optional[_Union[RunStateChanged, _Mapping]] = ..., attempt_started: _Optional[_Union[AttemptStarted, _Mapping]] = ..., planned: _Optional[_Union[RunPlanned, _Mapping]] = ..., stage_started: _Optional[_Union[StageStarted, _Mapping]] = ..., stage_completed: _Optional[_Union[StageCompleted, _Mapping]] = ..., stage_failed: _Optional[_Union[StageFailed, _Mapping]] = ..., stage_rolled_back: _Optional[_Union[StageRolledBack, _Mapping]] = ..., stage_skipped: _Optional[_Union[StageSkipped, _Mapping]] = ..., step_completed: _Optional[_Union[StepCompleted, _Mapping]] = ..., checkpoint_saved: _Optional[_Union[CheckpointSaved, _Mapping]] = ..., evaluation_completed: _Optional[_Union[EvaluationCompleted, _Mapping]] = ..., model_registered: _Optional[_Union[ModelRegistered, _Mapping]] = ..., log_recorded: _Optional[_Union[LogRecorded, _Mapping]] = ..., checkpoint_deleted: _Optional[_Union[CheckpointDeleted, _Mapping]] = ..., summarized: _Optional[_Union[RunSummarized, _Mapping]] = ..., checkpoint_damaged: _Optional[_Union[CheckpointDamaged, _Mapping]] = ...) -> None: ...
 
 class RunStateChanged(_message.Message):
-    __slots__ = ("from_state", "to_state", "reason", "failure")
+    __slots__ = ("from_state", "to_state", "reason", "failure", "waiting_for_port")
     FROM_STATE_FIELD_NUMBER: _ClassVar[int]
     TO_STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FOR_PORT_FIELD_NUMBER: _ClassVar[int]
     from_state: RunState
     to_state: RunState
     reason: str
     failure: _failure_pb2.Failure
-    def __init__(self, from_state: _Optional[_Union[RunState, str]] = ..., to_state: _Optional[_Union[RunState, str]] = ..., reason: _Optional[str] = ..., failure: _Optional[_Union[_failure_pb2.Failure, _Mapping]] = ...) -> None: ...
+    waiting_for_port: str
+    def __init__(self, from_state: _Optional[_Union[RunState, str]] = ..., to_state: _Optional[_Union[RunState, str]] = ..., reason: _Optional[str] = ..., failure: _Optional[_Union[_failure_pb2.Failure, _Mapping]] = ..., waiting_for_port: _Optional[str] = ...) -> None: ...
 
 class AttemptStarted(_message.Message):
     __slots__ = ("attempt", "from_checkpoint", "superseded_first_sequence", "superseded_last_sequence")

@@ -15,7 +15,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Run(_message.Message):
-    __slots__ = ("run_id", "recipe", "preset", "workflow", "dataset", "config", "config_sha256", "seed", "state", "attempt", "pause_requested", "failure", "labels", "step", "total_steps", "latest_checkpoint", "last_sequence", "create_time", "start_time", "end_time", "model_version_id", "summary")
+    __slots__ = ("run_id", "recipe", "preset", "workflow", "dataset", "config", "config_sha256", "seed", "state", "attempt", "pause_requested", "failure", "labels", "step", "total_steps", "latest_checkpoint", "last_sequence", "create_time", "start_time", "end_time", "model_version_id", "summary", "waiting_for_port")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,7 @@ class Run(_message.Message):
     END_TIME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_ID_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FOR_PORT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     recipe: str
     preset: str
@@ -67,7 +68,8 @@ class Run(_message.Message):
     end_time: _timestamp_pb2.Timestamp
     model_version_id: str
     summary: _event_pb2.RunSummary
-    def __init__(self, run_id: _Optional[str] = ..., recipe: _Optional[str] = ..., preset: _Optional[str] = ..., workflow: _Optional[str] = ..., dataset: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., config_sha256: _Optional[str] = ..., seed: _Optional[int] = ..., state: _Optional[_Union[_event_pb2.RunState, str]] = ..., attempt: _Optional[int] = ..., pause_requested: bool = ..., failure: _Optional[_Union[_failure_pb2.Failure, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., step: _Optional[int] = ..., total_steps: _Optional[int] = ..., latest_checkpoint: _Optional[_Union[_event_pb2.Checkpoint, _Mapping]] = ..., last_sequence: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model_version_id: _Optional[str] = ..., summary: _Optional[_Union[_event_pb2.RunSummary, _Mapping]] = ...) -> None: ...
+    waiting_for_port: str
+    def __init__(self, run_id: _Optional[str] = ..., recipe: _Optional[str] = ..., preset: _Optional[str] = ..., workflow: _Optional[str] = ..., dataset: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., config_sha256: _Optional[str] = ..., seed: _Optional[int] = ..., state: _Optional[_Union[_event_pb2.RunState, str]] = ..., attempt: _Optional[int] = ..., pause_requested: bool = ..., failure: _Optional[_Union[_failure_pb2.Failure, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., step: _Optional[int] = ..., total_steps: _Optional[int] = ..., latest_checkpoint: _Optional[_Union[_event_pb2.Checkpoint, _Mapping]] = ..., last_sequence: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model_version_id: _Optional[str] = ..., summary: _Optional[_Union[_event_pb2.RunSummary, _Mapping]] = ..., waiting_for_port: _Optional[str] = ...) -> None: ...
 
 class CreateRunRequest(_message.Message):
     __slots__ = ("request_id", "run_id", "recipe", "preset", "config", "seed", "labels", "hold", "validate_only")

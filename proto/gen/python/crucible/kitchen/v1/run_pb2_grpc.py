@@ -31,6 +31,10 @@ class RunServiceStub(object):
     States: CREATED to QUEUED to RUNNING; RUNNING to PAUSED and back through QUEUED; QUEUED, RUNNING and PAUSED to CANCELLING to CANCELLED;
     RUNNING to COMPLETED or FAILED. A cancellation that comes after the model was registered is too late: CANCELLING to COMPLETED. ResumeRun takes PAUSED, FAILED and CANCELLED runs back to QUEUED with the next attempt.
 
+    A RUNNING run that needs a port whose adapter is away, and that nobody here can start, becomes PAUSED by itself: waiting_for_port names the port, failure says what happened. It takes no place of the
+    runs at work. The server asks after the adapter, with growing pauses, and queues the run when it answers, also after a restart of the server; with the server's option max_adapter_wait_seconds
+    a run that has waited for so long becomes FAILED ADAPTER_LOST. PauseRun lets it wait no more, ResumeRun tries at once, CancelRun cancels.
+
     Errors common to all: NOT_FOUND RUN_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID with a BadRequest that names each field (unknown request fields too);
     UNAUTHENTICATED TOKEN_MISSING or TOKEN_INVALID; PERMISSION_DENIED ROLE_MISSING; UNAVAILABLE DRAINING with RetryInfo while the server shuts down. Every error carries one
     google.rpc.ErrorInfo with domain crucible.kitchen, and its reason again in the trailer crucible-reason.
@@ -100,6 +104,10 @@ class RunServiceServicer(object):
     States: CREATED to QUEUED to RUNNING; RUNNING to PAUSED and back through QUEUED; QUEUED, RUNNING and PAUSED to CANCELLING to CANCELLED;
     RUNNING to COMPLETED or FAILED. A cancellation that comes after the model was registered is too late: CANCELLING to COMPLETED. ResumeRun takes PAUSED, FAILED and CANCELLED runs back to QUEUED with the next attempt.
 
+    A RUNNING run that needs a port whose adapter is away, and that nobody here can start, becomes PAUSED by itself: waiting_for_port names the port, failure says what happened. It takes no place of the
+    runs at work. The server asks after the adapter, with growing pauses, and queues the run when it answers, also after a restart of the server; with the server's option max_adapter_wait_seconds
+    a run that has waited for so long becomes FAILED ADAPTER_LOST. PauseRun lets it wait no more, ResumeRun tries at once, CancelRun cancels.
+
     Errors common to all: NOT_FOUND RUN_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID with a BadRequest that names each field (unknown request fields too);
     UNAUTHENTICATED TOKEN_MISSING or TOKEN_INVALID; PERMISSION_DENIED ROLE_MISSING; UNAVAILABLE DRAINING with RetryInfo while the server shuts down. Every error carries one
     google.rpc.ErrorInfo with domain crucible.kitchen, and its reason again in the trailer crucible-reason.
@@ -124,7 +132,7 @@ class RunServiceServicer(object):
 
     def PauseRun(self, request, context):
         """PauseRun asks a RUNNING run to save a checkpoint after the current step and stop; a QUEUED one is paused at once. Answers at once; the state becomes PAUSED when it
-        has stopped. Idempotent. Other states: FAILED_PRECONDITION RUN_STATE.
+        has stopped. A run that waits for an adapter stays PAUSED and does not go on by itself any more. Idempotent. Other states: FAILED_PRECONDITION RUN_STATE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,7 +168,7 @@ class RunServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WaitRun(self, request, context):
-        """WaitRun waits until the run has ended (COMPLETED, FAILED or CANCELLED) or is PAUSED; when `wait` runs out it answers the run as it is, never DEADLINE_EXCEEDED.
+        """WaitRun waits until the run has ended (COMPLETED, FAILED or CANCELLED) or is PAUSED, waiting for an adapter too; when `wait` runs out it answers the run as it is, never DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -249,6 +257,10 @@ class RunService(object):
 
     States: CREATED to QUEUED to RUNNING; RUNNING to PAUSED and back through QUEUED; QUEUED, RUNNING and PAUSED to CANCELLING to CANCELLED;
     RUNNING to COMPLETED or FAILED. A cancellation that comes after the model was registered is too late: CANCELLING to COMPLETED. ResumeRun takes PAUSED, FAILED and CANCELLED runs back to QUEUED with the next attempt.
+
+    A RUNNING run that needs a port whose adapter is away, and that nobody here can start, becomes PAUSED by itself: waiting_for_port names the port, failure says what happened. It takes no place of the
+    runs at work. The server asks after the adapter, with growing pauses, and queues the run when it answers, also after a restart of the server; with the server's option max_adapter_wait_seconds
+    a run that has waited for so long becomes FAILED ADAPTER_LOST. PauseRun lets it wait no more, ResumeRun tries at once, CancelRun cancels.
 
     Errors common to all: NOT_FOUND RUN_NOT_FOUND; INVALID_ARGUMENT FIELD_INVALID with a BadRequest that names each field (unknown request fields too);
     UNAUTHENTICATED TOKEN_MISSING or TOKEN_INVALID; PERMISSION_DENIED ROLE_MISSING; UNAVAILABLE DRAINING with RetryInfo while the server shuts down. Every error carries one
