@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 
 async def repeated(call: Callable[[], Awaitable[Result]]) -> Result:
-    """The result of a call, or of a whole transfer, that is safe to repeat: it is made again when its connection breaks.
+    """The result of a call or a whole transfer that is safe to repeat: it is made again when its connection breaks.
 
     Each try waits for the other side as any call does; when that is in vain, its error is raised.
     """

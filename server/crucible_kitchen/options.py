@@ -85,6 +85,11 @@ class ServerOptions(BaseModel):
         description="The only folders that requests may name files in. Absent: on loopback and unix sockets any, "
         "beyond them none.",
     )
+    max_adapter_wait_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="How long a run waits, PAUSED, for an adapter that is away, before it has FAILED; 0: for ever.",
+    )
     drain_seconds: float = Field(
         default=20.0, ge=0, le=3600, description="How long a stopping server waits for its runs to save a checkpoint."
     )

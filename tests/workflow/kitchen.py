@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
 
-from crucible.kitchen.v1 import event_pb2, run_pb2
+from crucible.kitchen.v1 import adapter_admin_pb2, event_pb2, run_pb2
 from crucible_adapters.blob.local import LocalBlobStore
 from crucible_adapters.dataset.local import LocalDatasets
 from crucible_adapters.hub.local import LocalHub
@@ -19,6 +20,7 @@ from crucible_adapters.registry.sqlite import SqliteModelRegistry
 from crucible_adapters.tokenizer.tokenizers_folder import TokenizersFolder
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.channel import ObjectChannel
+from crucible_kit.errors import UnavailableError
 from crucible_kit.ports import PORTS
 from crucible_kitchen.options import ServerOptions
 from crucible_kitchen.ports.named import PortChannel
@@ -51,6 +53,9 @@ class Kitchen:
     Attributes:
         capabilities: of each port; a test may change them.
         servicers: by port; a test may wrap their methods.
+        away: ports whose adapter is away: calls fail as those to an address at which nobody listens.
+        hosted: ports whose adapter the host would start itself.
+        probed: set whenever somebody has asked whether an adapter is there.
     """
 
     def __init__(self, data: Path, store: Store) -> None:
@@ -65,14 +70,26 @@ class Kitchen:
         self.servicers |= {"training": self.training, "sampling": self.sampling}
         self.capabilities |= {"training": TRAINING, "sampling": frozenset({"sampling.follow"})}
         channel = ObjectChannel({PORTS[port].service.full_name: each for port, each in self.servicers.items()})
-        self._stubs = {port: PORTS[port].stub(PortChannel(channel, port)) for port in self.servicers}
-        self.manager = RunManager(store, _Ports(self._stubs, self.capabilities), ServerOptions(data=data))
+        self.away: set[str] = set()
+        self.hosted: set[str] = set()
+        self.probed = asyncio.Event()
+        channels = {port: PortChannel(_Switched(channel, port, self.away), port) for port in self.servicers}
+        self._stubs = {port: PORTS[port].stub(channels[port]) for port in self.servicers}
+        self.manager = RunManager(store, _Ports(self), ServerOptions(data=data))
 
     async def create(self, preset: str = "", seed: int = 0, /, **config: Any) -> RunRecord:
         """Creates a run of sl_basic and queues it."""
-        request = run_pb2.CreateRunRequest(recipe="sl_basic", preset=preset, seed=seed, config=Struct())
-        request.config.update(config)
+        return await self.manager.create(_request(preset, seed, config))
+
+    async def create_held(self, **config: Any) -> RunRecord:
+        """Creates a run of sl_basic that `begin` queues."""
+        request = _request("", 0, config)
+        request.hold = True
         return await self.manager.create(request)
+
+    async def begin(self, run: RunRecord) -> None:
+        """Queues a held run."""
+        await self.manager.begin(run.run_id, run_pb2.StartRunRequest(run_id=run.run_id))
 
     async def stopped(self, run: RunRecord) -> RunRecord:
         """The run when it has stopped after its last event in `run`."""
@@ -103,16 +120,78 @@ class Kitchen:
         return sorted({"/".join(path.parts[:2]) for path in files})
 
 
+def _request(preset: str, seed: int, config: dict[str, Any]) -> run_pb2.CreateRunRequest:
+    request = run_pb2.CreateRunRequest(recipe="sl_basic", preset=preset, seed=seed, config=Struct())
+    request.config.update(config)
+    return request
+
+
 class _Ports:
-    def __init__(self, stubs: dict[str, Any], capabilities: dict[str, frozenset[str]]) -> None:
-        self._stubs = stubs
-        self._capabilities = capabilities
+    def __init__(self, kitchen: Kitchen) -> None:
+        self._kitchen = kitchen
+        self._asked: set[str] = set()
 
     async def stub(self, port: str) -> Any:
-        return self._stubs[port]
+        return self._kitchen._stubs[port]
 
     async def capabilities(self, port: str) -> frozenset[str]:
-        return self._capabilities[port]
+        return self._kitchen.capabilities[port]
+
+    def is_remote(self, port: str) -> bool:
+        return port not in self._kitchen.hosted
+
+    async def probe(self, port: str) -> adapter_admin_pb2.Adapter:
+        assert port not in self._asked, "one asks after each port"
+        self._asked.add(port)
+        await asyncio.sleep(0)
+        self._asked.discard(port)
+        away = port in self._kitchen.away
+        state = adapter_admin_pb2.ADAPTER_STATE_DEGRADED if away else adapter_admin_pb2.ADAPTER_STATE_READY
+        self._kitchen.probed.set()
+        return adapter_admin_pb2.Adapter(port=port, state=state)
+
+
+class _Switched:
+    """A port's channel, with a switch."""
+
+    def __init__(self, channel: ObjectChannel, port: str, away: set[str]) -> None:
+        self._channel = channel
+        self._port = port
+        self._away = away
+
+    def _check(self) -> None:
+        if self._port in self._away:
+            raise UnavailableError("nobody has answered", reason="ADAPTER_UNAVAILABLE", retry_delay=1.0)
+
+    def _answering(self, inner: Any) -> Any:
+        async def call(request: Any, **options: Any) -> Any:
+            self._check()
+            return await inner(request, **options)
+
+        return call
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return self._answering(self._channel.unary_unary(*args, **kwargs))
+
+    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return self._answering(self._channel.stream_unary(*args, **kwargs))
+
+    def _streaming(self, inner: Any) -> Any:
+        async def call(request: Any, **options: Any) -> AsyncIterator[Any]:
+            self._check()
+            async for each in inner(request, **options):
+                yield each
+
+        return call
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._streaming(self._channel.unary_stream(*args, **kwargs))
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._streaming(self._channel.stream_stream(*args, **kwargs))
+
+    async def close(self) -> None:
+        pass
 
 
 @asynccontextmanager

@@ -80,7 +80,7 @@ class PortHost:
     def _prepare(self, port: str) -> None:
         mapping = self._mappings[port]
         if mapping.kind == "grpc":
-            self._channels[port] = connect(mapping.target)
+            self._channels[port] = connect(mapping.target, ready_seconds=mapping.wait_seconds)
             return
         target = _load(port, mapping)
         if isinstance(target, ProcessAdapter):
@@ -154,7 +154,8 @@ class PortHost:
                     host_version=distribution_version(), host_contract_versions=CONTRACT_VERSIONS
                 )
                 stub = adapter_pb2_grpc.AdapterServiceStub(self._channels[port])
-                info = await stub.GetAdapterInfo(request, timeout=_HANDSHAKE_SECONDS)
+                timeout = self._mappings[port].wait_seconds + _HANDSHAKE_SECONDS
+                info = await stub.GetAdapterInfo(request, timeout=timeout)
                 self._infos[port] = info
         if not any(each.service == PORTS[port].service.full_name for each in info.ports):
             raise FailedPreconditionError(
@@ -164,6 +165,10 @@ class PortHost:
                 metadata={"port": port, "adapter": info.name},
             )
         return info
+
+    def is_remote(self, port: str) -> bool:
+        """Whether the port's adapter is somebody else's to start: neither in this process nor a child of it."""
+        return port not in self._objects and port not in self._port_processes
 
     async def capabilities(self, port: str) -> frozenset[str]:
         """What the port's adapter declares."""

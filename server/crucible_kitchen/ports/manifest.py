@@ -25,6 +25,13 @@ class PortMapping(BaseModel):
         description="builtin:NAME, python:package.module:Class, or grpc:ADDRESS (host:port, or unix:PATH)."
     )
     options: dict[str, Any] = Field(default_factory=dict, description="The adapter's own settings.")
+    wait_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="How long a call waits for a grpc: adapter that is away; a run then waits, PAUSED, until it is "
+        "back.",
+    )
 
     @field_validator("adapter")
     @classmethod

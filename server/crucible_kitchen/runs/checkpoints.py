@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from typing import Any
 from crucible.kitchen.v1 import event_pb2
 from crucible.port.blob.v1 import blob_pb2
 from crucible.port.training.v1 import training_pb2
+from crucible_kit.channel import repeated
 from crucible_kit.errors import DataLossError, KitchenError
 from crucible_kit.faults import fault_point
 from crucible_kit.training import TrainingSession
@@ -20,6 +22,8 @@ from crucible_kitchen.workflows.context import StageContext
 logger = logging.getLogger(__name__)
 
 _BLOB_SECONDS = 3600.0
+# An adapter that is away, which is why the save failed, is not waited for once more.
+_TAKE_BACK_SECONDS = 10.0
 # The adapter's copy, should nobody be left to delete it; longer than copying any checkpoint takes.
 _COPY_KEPT_SECONDS = 6 * 3600
 # What tells that a stored checkpoint is not what was saved.
@@ -111,13 +115,18 @@ class CheckpointSaver:
         return record
 
     async def _take_back(self, session: TrainingSession, uri: str, copied: list[str]) -> None:
-        """Deletes what a failed save leaves. What does not go now, the next attempt sweeps."""
-        try:
+        """Deletes what a failed save leaves, in both places. What does not go now, the next attempt sweeps."""
+
+        async def delete_blobs() -> None:
             for key in copied:
                 await self._blob.DeleteBlob(blob_pb2.DeleteBlobRequest(key=key, allow_missing=True))
-            await session.delete_checkpoint(uri)
-        except KitchenError as error:
-            logger.warning("what a failed save has left is still there: %s", error)
+
+        for delete in (lambda: session.delete_checkpoint(uri), delete_blobs):
+            try:
+                async with asyncio.timeout(_TAKE_BACK_SECONDS):
+                    await delete()
+            except (TimeoutError, KitchenError) as error:
+                logger.warning("what a failed save has left is still there: %s", error)
 
     async def forget_old(self, *, stage_path: str = "", step: int = 0) -> None:
         """Makes the checkpoints that are too old count as deleted. The newest one, which a resume needs, never is."""
@@ -168,7 +177,7 @@ class CheckpointSaver:
             finish = blob_pb2.WriteBlobFinish(sha256=file.sha256, size_bytes=size)
             yield blob_pb2.WriteBlobRequest(finish=finish)
 
-        return (await self._blob.WriteBlob(requests(), timeout=_BLOB_SECONDS)).blob
+        return (await repeated(lambda: self._blob.WriteBlob(requests(), timeout=_BLOB_SECONDS))).blob
 
     async def restore(self, context: StageContext, session: TrainingSession) -> None:
         """Loads the checkpoint that the attempt goes on from into a new session; every file's hash is checked on the
@@ -195,7 +204,7 @@ class CheckpointSaver:
                         yield training_pb2.UploadCheckpointRequest(chunk=part)
 
         try:
-            uploaded = await session.upload_checkpoint(requests())
+            uploaded = await repeated(lambda: session.upload_checkpoint(requests()))
             await session.load_checkpoint(uploaded.uri, weights_only=record.final)
         except KitchenError as error:
             if error.reason not in _DAMAGED:

@@ -8,7 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from crucible.kitchen.v1 import event_pb2
-from crucible_kit.errors import DeadlineExceededError, FailedPreconditionError, InternalError, KitchenError, to_failure
+from crucible_kit.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InternalError,
+    KitchenError,
+    NotFoundError,
+    to_failure,
+)
 from crucible_kitchen.recipes import RECIPES
 from crucible_kitchen.recipes.recipe import find_recipe
 from crucible_kitchen.runs.checkpoints import CheckpointDamagedError, CheckpointSaver, sweep
@@ -16,6 +23,7 @@ from crucible_kitchen.runs.control import CancelRequested, DrainRequested, Pause
 from crucible_kitchen.runs.journal import RunJournal
 from crucible_kitchen.runs.metrics_feed import MetricsFeed
 from crucible_kitchen.runs.summary import stopped
+from crucible_kitchen.runs.waiting import absent_port
 from crucible_kitchen.stages import STAGES
 from crucible_kitchen.store.records import RunRecord, checkpoint_message
 from crucible_kitchen.store.store import Store
@@ -31,10 +39,19 @@ _EXECUTABLE = (event_pb2.RUN_STATE_QUEUED, event_pb2.RUN_STATE_RUNNING, event_pb
 _PAGE = 128
 
 
-class RunExecutor:
-    """One run's execution on this server."""
+# What a restarted adapter has forgotten.
+_FORGOTTEN = ("SESSION_NOT_FOUND", "DATASET_NOT_FOUND", "CHECKPOINT_NOT_FOUND")
 
-    def __init__(self, store: Store, ports: Ports, run_id: str) -> None:
+
+class RunExecutor:
+    """One run's execution on this server.
+
+    Args:
+        steering: held while what is asked of the run changes.
+    """
+
+    def __init__(self, store: Store, ports: Ports, run_id: str, steering: asyncio.Lock) -> None:
+        self._steering = steering
         self._store = store
         self._ports = ports
         self._run_id = run_id
@@ -66,6 +83,11 @@ class RunExecutor:
             error = await self._attempt(record)
             if error is None:
                 return
+            port = absent_port(error, self._ports)
+            if port:
+                if await self._wait_for(port, error):
+                    return
+                continue
             after = await self._store.get_run(self._run_id)
             progressed = after.latest_checkpoint != before.latest_checkpoint
             fruitless = 1 if progressed else fruitless + 1
@@ -73,6 +95,14 @@ class RunExecutor:
                 await self._end(event_pb2.RUN_STATE_FAILED, error=_gave_up(fruitless, error))
                 return
             logger.warning("run %s: attempt %d was lost: %s", self._run_id, record.attempt, error)
+
+    async def _wait_for(self, port: str, error: KitchenError) -> bool:
+        """Lets the run wait, PAUSED, for an adapter that is away. False: something else is asked of it."""
+        async with self._steering:
+            if self.control.stop_reason() is not None:
+                return False
+            await self._end(event_pb2.RUN_STATE_PAUSED, error=error, waiting_for_port=port)
+        return True
 
     async def _stopped_before(self, record: RunRecord) -> bool:
         """Obeys a stop that was asked for between attempts; a run that ended meanwhile stays as it is."""
@@ -185,8 +215,9 @@ class RunExecutor:
             await interpreter.finalize()
             return error
         except KitchenError as error:
-            # An adapter that is gone, has lost the session, or hangs.
-            if error.retryable or error.reason == "SESSION_NOT_FOUND" or isinstance(error, DeadlineExceededError):
+            # An adapter that is gone, hangs, or was started anew.
+            forgotten = isinstance(error, NotFoundError) and error.reason in _FORGOTTEN
+            if error.retryable or forgotten or isinstance(error, DeadlineExceededError):
                 await interpreter.finalize()
                 return error
             await self._fail(interpreter, error)
@@ -235,8 +266,15 @@ class RunExecutor:
         await interpreter.finalize()
         await self._end(event_pb2.RUN_STATE_FAILED, error=error)
 
-    async def _end(self, state: event_pb2.RunState, *, error: KitchenError | None = None, reason: str = "") -> None:
-        changed = event_pb2.RunStateChanged(to_state=state, reason=reason)
+    async def _end(
+        self,
+        state: event_pb2.RunState,
+        *,
+        error: KitchenError | None = None,
+        reason: str = "",
+        waiting_for_port: str = "",
+    ) -> None:
+        changed = event_pb2.RunStateChanged(to_state=state, reason=reason, waiting_for_port=waiting_for_port)
         if error is not None:
             changed.failure.CopyFrom(to_failure(error, source=self._run_id))
             changed.reason = error.message

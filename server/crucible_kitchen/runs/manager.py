@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import uuid
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ from weakref import WeakValueDictionary
 from google.protobuf import struct_pb2
 
 from crucible.kitchen.v1 import event_pb2, run_pb2
-from crucible_kit.errors import ResourceExhaustedError, UnavailableError
+from crucible_kit.errors import FailedPreconditionError, ResourceExhaustedError, UnavailableError, to_failure
 from crucible_kitchen.options import ServerOptions
 from crucible_kitchen.recipes import RECIPES
 from crucible_kitchen.recipes.recipe import config_sha256, find_recipe
 from crucible_kitchen.runs.executor import RunExecutor
 from crucible_kitchen.runs.metrics_feed import feed_stopped
 from crucible_kitchen.runs.summary import stopped
+from crucible_kitchen.runs.waiting import AdapterWatch
 from crucible_kitchen.stages import STAGES
 from crucible_kitchen.store.records import TERMINAL_STATES, RequestKey, RunRecord
 from crucible_kitchen.store.store import Store
@@ -51,12 +53,14 @@ class RunManager:
         self._mutations: set[asyncio.Task[RunRecord]] = set()
         self._draining = False
         self._feeding: asyncio.Task[None] | None = None
+        self._unfed = False
+        self._watch = AdapterWatch(ports, back=self._go_on, lost=self._give_up)
 
     async def start(self, *, recover: bool) -> None:
-        """Takes up what an earlier server left: RUNNING runs first, then the queue. Without `recover` they stay as they
-        are.
+        """Takes up what an earlier server left: RUNNING runs first, then the queue, and asks after the adapters that
+        PAUSED runs wait for. Without `recover` they stay as they are.
         """
-        self._feeding = asyncio.create_task(feed_stopped(self._store, self._ports))
+        self._feed()
         if not recover:
             return
         for record in await self._store.runs_in_states([CANCELLING]):
@@ -65,6 +69,9 @@ class RunManager:
             logger.info("run %s was running and goes on", record.run_id)
             self._queue.append(record.run_id)
         self._queue.extend(record.run_id for record in await self._store.runs_in_states([QUEUED]))
+        for record in await self._store.runs_in_states([PAUSED]):
+            if record.waiting_for_port:
+                self._watch.add(record.run_id, record.waiting_for_port, await self._patience(record))
         self._schedule()
 
     async def _end_cancelling(self, record: RunRecord) -> None:
@@ -134,7 +141,7 @@ class RunManager:
         with self._room():
             # A pause that a server did not live to obey is over, too.
             record = await self._change(
-                run_id, QUEUED, expect=expect, request=request, end_time=None, failure=None, pause_requested=False
+                run_id, QUEUED, expect=expect, request=request, end_time=None, pause_requested=False
             )
             self._enqueue(record)
         return record
@@ -145,6 +152,9 @@ class RunManager:
 
     async def _pause(self, run_id: str) -> RunRecord:
         record = await self._store.get_run(run_id)
+        if record.state == PAUSED and record.waiting_for_port:
+            reason = f"it waits no more for the adapter of the port {record.waiting_for_port}"
+            return await self._change(run_id, PAUSED, expect=[PAUSED], reason=reason)
         if record.state == PAUSED:
             return record
         executor = self._executors.get(run_id)
@@ -163,8 +173,9 @@ class RunManager:
         record = await self._store.get_run(run_id)
         if record.state in TERMINAL_STATES or record.state == CANCELLING:
             return record
+        # The execution of a paused run is over, though it may still be tidying up.
+        executor = self._executors.get(run_id) if record.state != PAUSED else None
         record = await self._change(run_id, CANCELLING, expect=[CREATED, QUEUED, RUNNING, PAUSED], reason=reason)
-        executor = self._executors.get(run_id)
         if executor is not None:
             executor.control.cancel_reason = reason
             executor.control.cancel = True
@@ -172,20 +183,66 @@ class RunManager:
         self._forget(run_id)
         return await self._change(run_id, CANCELLED, expect=[CANCELLING], reason=reason, end_time=datetime.now(UTC))
 
+    async def _go_on(self, run_id: str) -> None:
+        """Queues a run whose adapter is back."""
+        await self._own(run_id, self._end_waiting(run_id))
+
+    async def _end_waiting(self, run_id: str) -> RunRecord:
+        record = await self._store.get_run(run_id)
+        if record.waiting_for_port:
+            # However full the queue is: it was let in once.
+            reason = f"the adapter of the port {record.waiting_for_port} answers"
+            record = await self._change(run_id, QUEUED, expect=[PAUSED], reason=reason)
+            self._enqueue(record)
+        return record
+
+    async def _give_up(self, run_id: str) -> None:
+        """Fails a run whose adapter has been away for too long."""
+        await self._own(run_id, self._fail_waiting(run_id))
+
+    async def _fail_waiting(self, run_id: str) -> RunRecord:
+        record = await self._store.get_run(run_id)
+        if not record.waiting_for_port:
+            return record
+        limit = self._options.max_adapter_wait_seconds
+        error = FailedPreconditionError(
+            f"the adapter of the port {record.waiting_for_port} has been away for {limit:g} s: resume the run when it "
+            "is back",
+            reason="ADAPTER_LOST",
+            metadata={"port": record.waiting_for_port, "max_adapter_wait_seconds": limit},
+        )
+        failure = to_failure(error, source=run_id)
+        changed = event_pb2.RunStateChanged(to_state=FAILED, reason=error.message, failure=failure)
+        events, changes = await stopped(self._store, run_id, changed)
+        return await self._store.append(run_id, events, changes={**changes, "failure": failure}, expect=[PAUSED])
+
+    async def _patience(self, record: RunRecord) -> float:
+        """Seconds for which a waiting run may go on waiting."""
+        limit = self._options.max_adapter_wait_seconds
+        if not limit:
+            return math.inf
+        # Nothing is written of a run while it waits.
+        [paused] = await self._store.read_events(record.run_id, record.last_sequence - 1, limit=1)
+        waited = (datetime.now(UTC) - paused.time.ToDatetime(UTC)).total_seconds()
+        return limit - max(0.0, waited)
+
     async def _own(self, run_id: str, mutation: Coroutine[Any, Any, RunRecord]) -> RunRecord:
         """Finishes a mutation even when its caller hangs up between the commit and the queue; those of one run come
         one at a time.
         """
 
         async def alone() -> RunRecord:
-            lock = self._mutating.setdefault(run_id, asyncio.Lock())
-            async with lock:
+            async with self._steering(run_id):
                 return await mutation
 
         task = asyncio.create_task(alone())
         self._mutations.add(task)
         task.add_done_callback(self._mutated)
         return await asyncio.shield(task)
+
+    def _steering(self, run_id: str) -> asyncio.Lock:
+        """Held by whoever changes what is asked of a run."""
+        return self._mutating.setdefault(run_id, asyncio.Lock())
 
     def _mutated(self, task: asyncio.Task[RunRecord]) -> None:
         self._mutations.discard(task)
@@ -198,12 +255,13 @@ class RunManager:
         """
         self._draining = True
         self._queue.clear()
+        for executor in self._executors.values():
+            executor.control.drain = True
+        await self._watch.close()
         if self._feeding is not None:
             self._feeding.cancel()
             await asyncio.gather(self._feeding, return_exceptions=True)
         await asyncio.gather(*self._mutations, return_exceptions=True)
-        for executor in self._executors.values():
-            executor.control.drain = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
         for task in self._tasks:
@@ -220,14 +278,18 @@ class RunManager:
         request: RequestKey | None = None,
         **changes: Any,
     ) -> RunRecord:
+        """Changes a run's state; whatever it waited for, or failed with, is over."""
         changed = event_pb2.RunStateChanged(to_state=state, reason=reason)
-        return await self._store.append(
+        record = await self._store.append(
             run_id,
             [event_pb2.RunEvent(state_changed=changed)],
-            changes={"state": state, **changes},
+            changes={"state": state, "failure": None, "waiting_for_port": "", **changes},
             expect=expect,
             request=request,
         )
+        if not record.waiting_for_port:  # it does when it is a repeated request that has changed nothing
+            self._watch.remove(run_id)
+        return record
 
     @contextmanager
     def _room(self) -> Iterator[None]:
@@ -260,11 +322,13 @@ class RunManager:
             self._queue.remove(run_id)
 
     def _schedule(self) -> None:
+        if self._draining:
+            return
         # A run resumed while its last execution still tidies up waits for that to end.
         ready = [run_id for run_id in self._queue if run_id not in self._executors]
         for run_id in ready[: max(0, self._options.max_concurrent_runs - len(self._executors))]:
             self._queue.remove(run_id)
-            executor = RunExecutor(self._store, self._ports, run_id)
+            executor = RunExecutor(self._store, self._ports, run_id, self._steering(run_id))
             self._executors[run_id] = executor
             task = asyncio.create_task(self._execute(run_id, executor), name=f"run {run_id}")
             self._tasks.add(task)
@@ -273,12 +337,28 @@ class RunManager:
     async def _execute(self, run_id: str, executor: RunExecutor) -> None:
         try:
             await executor.execute()
+            record = await self._store.get_run(run_id)
+            if record.waiting_for_port:
+                self._watch.add(run_id, record.waiting_for_port, await self._patience(record))
+            if record.fed_sequence < record.last_sequence:
+                self._feed()
         except Exception:
             # The store refused to write what happened; the run stays RUNNING and a restart takes it up.
             logger.exception("run %s stopped without an end in its log", run_id)
         finally:
             del self._executors[run_id]
             self._schedule()
+
+    def _feed(self) -> None:
+        """Hands on what stopped runs lack in the metrics store, as soon as that answers."""
+        self._unfed = True
+        if not self._draining and (self._feeding is None or self._feeding.done()):
+            self._feeding = asyncio.create_task(self._feed_stopped())
+
+    async def _feed_stopped(self) -> None:
+        while self._unfed:
+            self._unfed = False
+            await feed_stopped(self._store, self._ports)
 
 
 def _request_key(request: Any, method: str) -> RequestKey | None:

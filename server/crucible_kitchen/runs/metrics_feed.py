@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from crucible.kitchen.v1 import event_pb2
 from crucible.port.metrics.v1 import metrics_pb2
-from crucible_kit.errors import KitchenError
+from crucible_kit.errors import DeadlineExceededError, KitchenError
 from crucible_kitchen.store.store import Store
 from crucible_kitchen.workflows.context import Ports
 
@@ -34,6 +34,7 @@ class MetricsFeed:
         self._ports = ports
         self._run_id = run_id
         self._sent = after
+        self._unanswered = False
 
     async def follow(self) -> None:
         """Feeds until it is cancelled."""
@@ -58,20 +59,23 @@ class MetricsFeed:
         while True:
             try:
                 await (await self._ports.stub("metrics")).RecordMetrics(request)
+                self._unanswered = False
                 return
             except KitchenError as error:
-                if not error.retryable:
+                if not error.retryable and not isinstance(error, DeadlineExceededError):
                     logger.error(
                         "run %s: the metrics of %d values up to event %d are not in the metrics store: %s",
                         *(self._run_id, len(request.points), request.batch_key, error),
                     )
                     return
-                logger.warning("run %s: the metrics store does not answer: %s", self._run_id, error)
+                if not self._unanswered:
+                    logger.warning("run %s: the metrics store is asked until it answers: %s", self._run_id, error)
+                self._unanswered = True
                 await asyncio.sleep(_RETRY_SECONDS)
 
 
 async def feed_stopped(store: Store, ports: Ports) -> None:
-    """Feeds what stopped runs lack: their server may have died between the end of a log and the metrics store."""
+    """Feeds what stopped runs lack: the metrics store was away when they stopped, or their server died before."""
     try:
         for run_id, fed in await store.runs_to_feed():
             await MetricsFeed(store, ports, run_id, after=fed).finish()

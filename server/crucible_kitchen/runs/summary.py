@@ -18,7 +18,9 @@ async def stopped(
 ) -> tuple[list[event_pb2.RunEvent], dict[str, Any]]:
     """Events and changes of a run that stops: what it came to, if it ever ran, and then the change of its state."""
     run = await store.get_run(run_id)
-    events, changes = [], {"state": changed.to_state, "pause_requested": False}
+    events: list[event_pb2.RunEvent] = []
+    changes: dict[str, Any] = {"state": changed.to_state, "pause_requested": False}
+    changes["waiting_for_port"] = changed.waiting_for_port
     if run.attempt:
         changes["summary"] = summary = await summarize(store, run)
         events.append(event_pb2.RunEvent(summarized=event_pb2.RunSummarized(summary=summary)))

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from crucible.port.dataset.v1 import dataset_pb2
+from crucible_kit.channel import repeated
 from crucible_kit.determinism import derive_seed
 from crucible_kit.errors import FailedPreconditionError, KitchenError, field_error
 from crucible_kitchen.workflows.context import Ports, StageContext, SubmitContext
@@ -21,6 +22,7 @@ from crucible_kitchen.workflows.stage import MAX_COUNT, Kind, Output, PortUse, S
 
 _OPEN_SECONDS = 600.0
 _FIND_SECONDS = 120.0
+_CLOSE_SECONDS = 10.0
 _CONFIG_REASONS = ("DATASET_NOT_FOUND", "DATASET_MALFORMED", "PATH_NOT_ALLOWED", "FIELD_INVALID", "REPO_ACCESS_DENIED")
 _SPLIT = re.compile(r"[A-Za-z0-9_-]{1,63}")
 
@@ -94,17 +96,22 @@ class OpenDataset:
             kept[:] = False
             kept[self.numbers] = True
         everything = dataset_pb2.ReadRowsRequest(dataset_id=self.info.dataset_id, range=dataset_pb2.RowRange())
-        rows, number = [], 0
-        async for response in self.stub.ReadRows(everything):
-            for row in response.rows_json:
-                if kept[number]:
-                    rows.append((number, row))
-                number += 1
-        return rows
+
+        async def read() -> list[tuple[int, str]]:
+            rows, number = [], 0
+            async for response in self.stub.ReadRows(everything):
+                for row in response.rows_json:
+                    if kept[number]:
+                        rows.append((number, row))
+                    number += 1
+            return rows
+
+        return await repeated(read)
 
     async def close(self) -> None:
         """Frees the handle."""
-        await self.stub.CloseDataset(dataset_pb2.CloseDatasetRequest(dataset_id=self.info.dataset_id))
+        request = dataset_pb2.CloseDatasetRequest(dataset_id=self.info.dataset_id)
+        await self.stub.CloseDataset(request, timeout=_CLOSE_SECONDS)
 
 
 class LoadDataset(Stage):

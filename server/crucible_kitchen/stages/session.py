@@ -20,6 +20,7 @@ from crucible_kit.errors import (
 )
 from crucible_kit.training import TrainingSession, public_name
 from crucible_kitchen.ports.hub import MODEL_FILES, SNAPSHOT_SECONDS, TOKENIZER_FILES, snapshot_request
+from crucible_kitchen.stages.data import OpenDataset
 from crucible_kitchen.stages.lora import LoraOptions, as_config_error, check_lora
 from crucible_kitchen.stages.start_from import check_start, find_start, load_start
 from crucible_kitchen.workflows.context import Ports, StageContext, SubmitContext
@@ -165,11 +166,16 @@ class StartSession(Stage):
 
 
 async def close_session(context: StageContext) -> None:
-    """Closes the session if one is open; a session whose adapter is gone is closed already."""
-    session: TrainingSession | None = context.run.values.pop("session", None)
-    if session is not None:
+    """Closes the session if one is open."""
+    await _close(context, "session")
+
+
+async def _close(context: StageContext, key: str) -> None:
+    """Closes what a context key holds, if it is open; what an adapter held that is gone is closed already."""
+    handle: TrainingSession | OpenDataset | None = context.run.values.pop(key, None)
+    if handle is not None:
         try:
-            await session.close()
+            await handle.close()
         except KitchenError as error:
             # A hung adapter is ended by the next attempt, and with it the session.
             gone = error.retryable or isinstance(error, DeadlineExceededError)
@@ -211,8 +217,5 @@ class Cleanup(Stage):
     ports = (PortUse(port="training"), PortUse(port="dataset"))
 
     async def run(self, context: StageContext) -> None:
-        await close_session(context)
-        for key in ("dataset", "eval_dataset"):
-            dataset = context.run.values.pop(key, None)
-            if dataset is not None:
-                await dataset.close()
+        for key in ("session", "dataset", "eval_dataset"):
+            await _close(context, key)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 
+from crucible.kitchen.v1 import adapter_admin_pb2
 from crucible_kit.determinism import derive_seed
 from crucible_kit.errors import InvalidArgumentError, field_error
 
@@ -18,7 +19,7 @@ Options = TypeVar("Options", bound=BaseModel)
 
 
 class Ports(Protocol):
-    """Access to the ports' stubs; starts an adapter that is not running."""
+    """Access to the ports' adapters; starts one that is not running."""
 
     async def stub(self, port: str) -> Any:
         """The generated stub of a port."""
@@ -26,6 +27,14 @@ class Ports(Protocol):
 
     async def capabilities(self, port: str) -> frozenset[str]:
         """What the port's adapter declares."""
+        ...
+
+    def is_remote(self, port: str) -> bool:
+        """Whether the port's adapter is somebody else's to start: neither in this process nor a child of it."""
+        ...
+
+    async def probe(self, port: str) -> adapter_admin_pb2.Adapter:
+        """The port's adapter after asking it whether it can serve."""
         ...
 
 
