@@ -54,7 +54,7 @@ class Kitchen:
         capabilities: of each port; a test may change them.
         servicers: by port; a test may wrap their methods.
         away: ports whose adapter is away: calls fail as those to an address at which nobody listens.
-        hosted: ports whose adapter the host would start itself.
+        hosted: ports whose adapter is the host's to start.
         probed: set whenever somebody has asked whether an adapter is there.
     """
 
@@ -71,7 +71,7 @@ class Kitchen:
         self.capabilities |= {"training": TRAINING, "sampling": frozenset({"sampling.follow"})}
         channel = ObjectChannel({PORTS[port].service.full_name: each for port, each in self.servicers.items()})
         self.away: set[str] = set()
-        self.hosted: set[str] = set()
+        self.hosted = {"training", "sampling"}
         self.probed = asyncio.Event()
         channels = {port: PortChannel(_Switched(channel, port, self.away), port) for port in self.servicers}
         self._stubs = {port: PORTS[port].stub(channels[port]) for port in self.servicers}

@@ -36,7 +36,8 @@ def final_bytes(kitchen: Kitchen, run: RunRecord) -> bytes:
 
 
 def goes_away(kitchen: Kitchen, port: str, *, at_step: int) -> None:
-    """Takes a port's adapter away once, when a step is about to be taken."""
+    """Takes a port's adapter, which is not the host's, away once, when a step is about to be taken."""
+    kitchen.hosted.discard(port)
     left = [at_step]
 
     def before_step(step: int) -> None:
@@ -124,6 +125,7 @@ async def test_a_run_waits_for_each_port_and_goes_on_by_itself(
 
 async def test_however_often_it_goes_away_the_run_does_not_fail(kitchen: Kitchen, small: dict[str, Any]) -> None:
     undisturbed = await kitchen.run(**small)
+    kitchen.hosted.clear()
     kitchen.training.before_step = lambda step: kitchen.away.add("training")
     run = await kitchen.create(**small)
     for _ in range(4):
@@ -137,9 +139,11 @@ async def test_however_often_it_goes_away_the_run_does_not_fail(kitchen: Kitchen
     await assert_as_undisturbed(kitchen, await kitchen.stopped(run), undisturbed)
 
 
+@pytest.mark.parametrize(("hosted", "reason"), [({"training"}, "ENGINE_CRASH_LOOP"), (set(), "ADAPTER_LOST")])
 async def test_an_adapter_that_is_there_and_loses_the_session_each_time_ends_the_run(
-    kitchen: Kitchen, small: dict[str, Any]
+    kitchen: Kitchen, small: dict[str, Any], hosted: set[str], reason: str
 ) -> None:
+    kitchen.hosted = hosted
     seen: list[int] = []
 
     def lose(step: int) -> None:
@@ -149,13 +153,13 @@ async def test_an_adapter_that_is_there_and_loses_the_session_each_time_ends_the
     kitchen.training.before_step = lose
     failed = await kitchen.run(**small)
     assert failed.failure is not None
-    assert (failed.state, failed.failure.reason, seen) == (FAILED, "ENGINE_CRASH_LOOP", [1, 1, 1])
+    assert (failed.state, failed.failure.reason, seen) == (FAILED, reason, [1, 1, 1])
 
 
 async def test_an_adapter_that_the_host_starts_itself_is_not_waited_for(
     kitchen: Kitchen, small: dict[str, Any]
 ) -> None:
-    kitchen.hosted.add("training")
+    assert "training" in kitchen.hosted
     kitchen.training.before_step = lambda step: kitchen.away.add("training")
     failed = await kitchen.run(**small)
     assert failed.failure is not None

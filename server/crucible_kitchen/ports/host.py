@@ -173,7 +173,9 @@ class PortHost:
     async def capabilities(self, port: str) -> frozenset[str]:
         """What the port's adapter declares."""
         service = PORTS[port].service.full_name
-        support = next(each for each in (await self.info(port)).ports if each.service == service)
+        with errors_of(port):
+            info = await self.info(port)
+        support = next(each for each in info.ports if each.service == service)
         return frozenset(support.capabilities)
 
     async def adapters(self) -> list[adapter_admin_pb2.Adapter]:

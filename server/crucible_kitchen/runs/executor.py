@@ -92,7 +92,8 @@ class RunExecutor:
             progressed = after.latest_checkpoint != before.latest_checkpoint
             fruitless = 1 if progressed else fruitless + 1
             if fruitless >= MAX_ATTEMPTS_WITHOUT_CHECKPOINT:
-                await self._end(event_pb2.RUN_STATE_FAILED, error=_gave_up(fruitless, error))
+                hosted = not self._ports.is_remote(error.port)
+                await self._end(event_pb2.RUN_STATE_FAILED, error=_gave_up(fruitless, error, hosted=hosted))
                 return
             logger.warning("run %s: attempt %d was lost: %s", self._run_id, record.attempt, error)
 
@@ -284,10 +285,14 @@ class RunExecutor:
         await self._journal.append(events, changes=changes)
 
 
-def _gave_up(attempts: int, error: KitchenError) -> KitchenError:
-    """Why a run fails after so many attempts without a new checkpoint, the last of which ended with `error`."""
+def _gave_up(attempts: int, error: KitchenError, *, hosted: bool) -> KitchenError:
+    """Why a run fails after so many attempts without a new checkpoint, the last of which ended with `error`.
+
+    Args:
+        hosted: the adapter that it came from is the host's to start.
+    """
     return FailedPreconditionError(
         f"{attempts} attempts without a new checkpoint; the last ended with: {error.message}",
-        reason="ENGINE_CRASH_LOOP" if error.port in _ENGINE_PORTS else "ADAPTER_LOST",
+        reason="ENGINE_CRASH_LOOP" if hosted and error.port in _ENGINE_PORTS else "ADAPTER_LOST",
         metadata={"attempts": attempts, "last_reason": error.reason, "port": error.port},
     )

@@ -51,6 +51,7 @@ class AdapterWatch:
         """Lets a run wait for a port's adapter, for at most so many seconds."""
         if self._closed:
             return
+        logger.warning("run %s waits for the adapter of the port %s", run_id, port)
         self._waiting.setdefault(port, {})[run_id] = asyncio.get_running_loop().time() + seconds
         if port not in self._tasks:
             self._tasks[port] = asyncio.create_task(self._watch(port), name=f"watch of {port}")
@@ -79,6 +80,8 @@ class AdapterWatch:
             except TimeoutError:
                 pass  # somebody's time is up
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            if answers:
+                logger.info("the adapter of the port %s answers", port)
             for run_id, end in list(runs.items()):
                 if answers:
                     await self._tell(self._back, run_id, runs)
