@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,10 +164,8 @@ class Comparison:
 
     def _shown(self, value: Any) -> str:
         if isinstance(value, str):
-            try:
+            with suppress(placeholders.Unbound):
                 value = placeholders.render(value, self.bindings)
-            except placeholders.Unbound:
-                pass
         return _short(value)
 
     def _message(self, expected: Message, actual: Message, path: str) -> None:
@@ -221,8 +220,8 @@ class Comparison:
             else:
                 self._differ(
                     place,
-                    expected[key] if key in expected else _ABSENT,
-                    actual[key] if key in actual else _ABSENT,
+                    expected.get(key, _ABSENT),
+                    actual.get(key, _ABSENT),
                 )
 
     def _value(

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from crucible_kit.cassettes.caller import status_of
 from crucible_kit.cassettes.methods import Method, find_method
-from crucible_kit.cassettes.recorder import CallWriter, CassetteWriter
+from crucible_kit.cassettes.writer import CallWriter, CassetteWriter
 from crucible_kit.channel import MAX_MESSAGE_BYTES
 from crucible_kit.errors import UnavailableError
 from crucible_kit.serving import server_options

@@ -20,8 +20,8 @@ from crucible_kit.cassettes.format import Call, Cassette, Step
 from crucible_kit.cassettes.methods import ADAPTER_SERVICE, Method, find_method, services
 from crucible_kit.cassettes.playback import Playback, Turn
 from crucible_kit.cassettes.tracks import Track
-from crucible_kit.constraints import check_no_unknown_fields
 from crucible_kit.channel import MAX_MESSAGE_BYTES
+from crucible_kit.constraints import check_no_unknown_fields
 from crucible_kit.errors import (
     DETAILS_TRAILER,
     REASON_TRAILER,
@@ -33,7 +33,6 @@ from crucible_kit.errors import (
 )
 from crucible_kit.outcomes import hidden
 from crucible_kit.serving import bind, new_server
-
 
 _END: Any = vars(grpc.aio)["EOF"]
 

@@ -17,7 +17,7 @@ from crucible_kit.cassettes import placeholders
 from crucible_kit.cassettes.fields import rewrite
 from crucible_kit.cassettes.format import Call, Cassette, Step
 from crucible_kit.cassettes.matching import Comparison, Difference, Rules, rules_of
-from crucible_kit.cassettes.methods import ADAPTER_SERVICE, Method
+from crucible_kit.cassettes.methods import ADAPTER_SERVICE
 
 Order = Literal["session", "any"]
 
