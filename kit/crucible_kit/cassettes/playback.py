@@ -9,6 +9,7 @@ answer again, as the ports' contracts have it.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from crucible_kit.cassettes.matching import Difference
 from crucible_kit.cassettes.methods import FINISHED_STATES, Method
 from crucible_kit.cassettes.tracks import Order, Track, wrong_metadata
 from crucible_kit.errors import FailedPreconditionError
+
+logger = logging.getLogger(__name__)
 
 _REPEATABLE = ("sequence", "request_id")
 _NAMES_OF_SESSIONS = ("request.session_id", "request[0].session_id")
@@ -111,6 +114,7 @@ class Playback:
             f"{method.full_name}: {difference}{where}", reason="CASSETTE_MISMATCH", metadata=metadata
         )
         self.mismatches.append(error)
+        logger.warning("%s", error.message)
         return error
 
     def _candidates(self, turn: Turn) -> list[Candidate]:

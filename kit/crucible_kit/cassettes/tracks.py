@@ -19,6 +19,7 @@ from crucible_kit.cassettes.format import Call, Cassette, Step
 from crucible_kit.cassettes.matching import Comparison, Difference, Rules, rules_of
 from crucible_kit.cassettes.methods import ADAPTER_SERVICE
 
+_SESSION_FIELDS = ("session_id", "episode_id")
 Order = Literal["session", "any"]
 
 
@@ -117,7 +118,7 @@ def lane_of(call: Call) -> str:
     for message in (*call.requests[:1], *call.responses[:1]):
         names = message.DESCRIPTOR.fields_by_name
         holder = message.session if "session" in names else message  # type: ignore[attr-defined]
-        session = getattr(holder, "session_id", "")
+        session = next((each for name in _SESSION_FIELDS if (each := getattr(holder, name, ""))), "")
         if session:
             first = placeholders.parse(session)[0]
             return first.name if isinstance(first, placeholders.Placeholder) else session

@@ -16,6 +16,7 @@ from google.rpc import status_pb2
 from crucible_kit.cassettes.codec import BlobFolder, reason_of, status_to_tree, to_tree
 from crucible_kit.cassettes.fields import Place, drop_unreadable, rewrite, rewrite_keys
 from crucible_kit.cassettes.format import Header, dump_line, end_line, header_line
+from crucible_kit.cassettes.matching import Rules
 from crucible_kit.cassettes.methods import Method, descriptor_sha256, services
 from crucible_kit.cassettes.naming import Namer
 from crucible_kit.cassettes.placeholders import escape
@@ -41,7 +42,11 @@ class CassetteWriter:
         requires: capabilities without which an adapter can't answer like this.
         parameters: what whoever plays the recording chooses: value now and description, by name.
         redactor: knows the secrets that stand in no field for secrets.
+        rules: what comparisons with it leave out or take approximately.
         clock: when the recording begins. None: now.
+
+    Attributes:
+        calls: how many have begun.
 
     Raises:
         AlreadyExistsError: CASSETTE_EXISTS.
@@ -55,6 +60,7 @@ class CassetteWriter:
         requires: Iterable[str] = (),
         parameters: Mapping[str, tuple[str, str]] | None = None,
         redactor: Redactor | None = None,
+        rules: Rules | None = None,
         clock: datetime | None = None,
     ) -> None:
         parameters = parameters or {}
@@ -67,13 +73,14 @@ class CassetteWriter:
         self._redactor = redactor or Redactor()
         self._namer = Namer({name: value for name, (value, _) in parameters.items()})
         self._lock = threading.Lock()
-        self._calls = 0
+        self.calls = 0
         self._open: set[int] = set()
         self._header = Header(
             services=[],
             requires=sorted(requires),
             clock=(clock or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ"),
             parameters={name: description for name, (_, description) in parameters.items()},
+            rules=rules or Rules(),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -105,17 +112,17 @@ class CassetteWriter:
             elif isinstance(value, str) and key.startswith(_METADATA_PREFIX):
                 kept[key] = self._redactor.text(value)
         with self._lock:
-            self._calls += 1
+            self.calls += 1
             self._services.add(method.service)
-            event: dict[str, Any] = {"call": self._calls, "method": method.full_name}
+            event: dict[str, Any] = {"call": self.calls, "method": method.full_name}
             if kept:
                 event["metadata"] = kept
             if deadline is not None:
                 # A deadline that came over a wire is off by the time on the way.
-                event["deadline_s"] = round(deadline) if deadline >= _ROUGH_SECONDS else round(deadline, 1)
+                event["deadline_s"] = int(deadline) if deadline >= _ROUGH_SECONDS else round(deadline, 1)
             self._write(dump_line(event))
-            self._open.add(self._calls)
-            return CallWriter(self, self._calls)
+            self._open.add(self.calls)
+            return CallWriter(self, self.calls)
 
     def close(self) -> None:
         """Makes the file complete. Calls without an end are written as cut off by their callers."""
@@ -129,7 +136,7 @@ class CassetteWriter:
                 written.readline()
                 file.write(header_line(self._with_services(self._services)).encode())
                 shutil.copyfileobj(written, file)
-                file.write(end_line(self._calls).encode())
+                file.write(end_line(self.calls).encode())
 
     def _event(self, number: int, **event: Any) -> None:
         if number in self._open and not self._file.closed:

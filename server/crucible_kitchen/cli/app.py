@@ -11,7 +11,10 @@ import click
 _COMMANDS = {
     "adapters": ("catalog:adapters", "Show the ports and the adapters that serve them."),
     "call": ("call:call", "Call any gRPC method of any server that has reflection."),
+    "cassettes": ("cassettes:cassettes", "Look after recordings of adapters."),
     "recipes": ("catalog:recipes", "Show the recipes, or one with its configuration."),
+    "record": ("record:record", "Record what a client and an adapter say to each other."),
+    "replay": ("replay:replay", "Serve recordings as an adapter, or hold them against one."),
     "run": ("run:run", "Run a recipe and follow it."),
     "runs": ("runs:runs", "List, watch and steer runs."),
     "serve": ("serve:serve", "Start a server."),
