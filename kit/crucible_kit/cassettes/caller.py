@@ -19,6 +19,7 @@ from google.rpc import status_pb2
 from crucible_kit.cassettes.codec import reason_of
 from crucible_kit.cassettes.format import Call
 from crucible_kit.cassettes.methods import FINISHED_STATES
+from crucible_kit.cassettes.placeholders import parse
 from crucible_kit.errors import DETAILS_TRAILER, REASON_TRAILER
 
 _POLL_SECONDS = 5
@@ -81,7 +82,7 @@ class Caller:
         made: Any = self._channel.stream_stream(call.method.path)(
             pace.requests(),
             timeout=max(call.deadline_s or 0, _CALL_SECONDS),
-            metadata=(*call.metadata.items(), *self._metadata),
+            metadata=(*((key, _literal(value)) for key, value in call.metadata.items()), *self._metadata),
         )
         outcome = Outcome()
         hang_up_after = len(call.responses) if call.steps[-1].kind == "cancel" else None
@@ -100,6 +101,11 @@ class Caller:
         outcome.cancelled = hang_up_after is not None and len(outcome.responses) >= hang_up_after
         outcome.status, outcome.reason = status_of(made)
         return outcome
+
+
+def _literal(text: str) -> str:
+    """A text without its placeholders."""
+    return "".join(part for part in parse(text) if isinstance(part, str))
 
 
 def _failed(call: Call) -> bool:

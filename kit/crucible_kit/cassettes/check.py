@@ -176,7 +176,7 @@ class _Check:
         return copy
 
     def _render(self, text: str) -> str:
-        for part in parse(text) if "${" in text else ():
+        for part in parse(text):
             if isinstance(part, Placeholder) and part.kind == "uuid":
                 self._bindings.setdefault(part.key, str(uuid.uuid4()))
         return render(text, self._bindings)

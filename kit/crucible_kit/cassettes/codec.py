@@ -23,6 +23,9 @@ INLINE_BYTES = 256
 BLOB_FOLDER = "blobs"
 _FILE_KEY = "$file"
 _BLOB_NAME = re.compile(rf"{BLOB_FOLDER}/([0-9a-f]{{64}})")
+_MENDED = (FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_MESSAGE)
+# protobuf writes the largest floats rounded up, and then refuses to read them.
+_LARGE_FLOAT = 3.4e38
 _STATUS_KEYS = {"code", "message", "reason", "details"}
 
 Decoded = TypeVar("Decoded", bound=Message)
@@ -63,17 +66,15 @@ class BlobFolder:
 def to_tree(message: Message, keep: Keep) -> dict[str, Any]:
     """A message as JSON; `keep` takes its long bytes."""
     tree = json_format.MessageToDict(message)
-    _keep_long(message, tree, keep)
+    _mend(message, tree, keep)
     return tree
 
 
-def _keep_long(message: Message, tree: Any, keep: Keep) -> None:
+def _mend(message: Message, tree: Any, keep: Keep) -> None:
+    """Puts paths in the places of long bytes, and exact numbers in those of floats that would not be read again."""
     for field, value in message.ListFields():
         kind = map_value(field) if is_map(field) else field
-        if not _is_plain(kind.message_type) or kind.type not in (
-            FieldDescriptor.TYPE_BYTES,
-            FieldDescriptor.TYPE_MESSAGE,
-        ):
+        if not _is_plain(kind.message_type) or kind.type not in _MENDED:
             continue
         name = field.json_name
         if is_map(field):
@@ -84,7 +85,10 @@ def _keep_long(message: Message, tree: Any, keep: Keep) -> None:
             slots = [(tree, name, value)]
         for holder, key, each in slots:
             if kind.type == FieldDescriptor.TYPE_MESSAGE:
-                _keep_long(each, holder[key], keep)
+                _mend(each, holder[key], keep)
+            elif kind.type == FieldDescriptor.TYPE_FLOAT:
+                if _LARGE_FLOAT < abs(each) < float("inf"):
+                    holder[key] = each
             elif len(each) > INLINE_BYTES:
                 holder[key] = {_FILE_KEY: keep(each)}
 

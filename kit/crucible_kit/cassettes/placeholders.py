@@ -1,18 +1,18 @@
 """Texts with placeholders: what one side of a recorded exchange made up, and what must not be written down.
 
 `${bind:x}` stands where an id appears first in a response, `${uuid:x}` where a caller's UUID does, `${x}` for either
-from then on, `${set:x}` for a value that whoever plays the recording chooses, `${secret:x}` for a secret. A literal
-`${` is written `$${`.
+from then on, `${set:x}` for a value that whoever plays the recording chooses, `${secret:x}` for a secret. A literal `$`
+is written `$$`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple, cast
 
 Kind = Literal["bind", "uuid", "set", "secret", "name"]
-_TOKEN = re.compile(r"\$\$\{|\$\{(?:(bind|uuid|set|secret):)?([A-Za-z0-9_.-]+)\}")
+_TOKEN = re.compile(r"\$\$|\$\{(?:(bind|uuid|set|secret):)?([A-Za-z0-9_.-]+)\}")
 _ANYTHING = {"uuid": r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"}
 
 
@@ -42,34 +42,30 @@ class Unbound(Exception):
         self.placeholder = placeholder
 
 
-def escape(text: str) -> str:
-    """A literal text as it is written among placeholders."""
-    return text.replace("${", "$${") if "${" in text else text
+Part = str | Placeholder
+"""A literal text, or a placeholder."""
 
 
-def parse(text: str) -> tuple[str | Placeholder, ...]:
-    """The literal parts and placeholders of a text, in order."""
-    parts: list[str | Placeholder] = []
+def write(parts: Iterable[Part]) -> str:
+    """Parts as one text, in which literal ones are told from placeholders."""
+    return "".join(str(part) if isinstance(part, Placeholder) else part.replace("$", "$$") for part in parts)
+
+
+def parse(text: str) -> list[Part]:
+    """The parts of a text, in order."""
+    parts: list[Part] = []
     end = 0
     for match in _TOKEN.finditer(text):
         parts.append(text[end : match.start()])
-        if match[2] is None:
-            parts.append("${")
-        else:
-            parts.append(Placeholder(cast(Kind, match[1] or "name"), match[2]))
+        parts.append("$" if match[2] is None else Placeholder(cast(Kind, match[1] or "name"), match[2]))
         end = match.end()
     parts.append(text[end:])
-    return tuple(part for part in parts if part != "")
-
-
-def has_placeholder(text: str) -> bool:
-    """Whether a text is more than its literal parts."""
-    return "${" in text
+    return [part for part in parts if part != ""]
 
 
 def render(text: str, bindings: Bindings) -> str:
     """The text with values in place of placeholders. Raises Unbound."""
-    if "${" not in text:
+    if "$" not in text:
         return text
     done = []
     for part in parse(text):
@@ -86,7 +82,7 @@ def match(text: str, actual: str, bindings: Bindings) -> dict[str, str] | None:
 
     A reference to something that nobody has said yet fits nothing.
     """
-    if "${" not in text:
+    if "$" not in text:
         return {} if text == actual else None
     pattern: list[str] = []
     groups: dict[str, str] = {}

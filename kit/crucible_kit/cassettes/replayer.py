@@ -101,8 +101,8 @@ class _Handlers(grpc.GenericRpcHandler):
                     yield response
             except KitchenError as error:
                 await _end(context, to_status(error), error.reason)
-            except (asyncio.CancelledError, GeneratorExit):
-                raise
+            except (asyncio.CancelledError, GeneratorExit, grpc.aio.BaseError):
+                raise  # the call is over
             except Exception as error:
                 bug = hidden(method.full_name, error)
                 await _end(context, to_status(bug), bug.reason)

@@ -128,6 +128,6 @@ def lane_of(call: Call) -> str:
 def wrong_metadata(call: Call, metadata: Mapping[str, str]) -> Difference | None:
     """What a caller did not send as recorded."""
     for key, value in call.metadata.items():
-        if metadata.get(key) != value:
+        if placeholders.match(value, metadata.get(key, ""), {}) is None:
             return Difference(f"metadata.{key}", repr(value), repr(metadata.get(key, "")))
     return None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import shutil
 import threading
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from crucible_kit.cassettes.format import Header, dump_line, end_line, header_li
 from crucible_kit.cassettes.matching import Rules
 from crucible_kit.cassettes.methods import Method, descriptor_sha256, services
 from crucible_kit.cassettes.naming import Namer
-from crucible_kit.cassettes.placeholders import escape
+from crucible_kit.cassettes.placeholders import Part, Placeholder, write
 from crucible_kit.cassettes.redaction import Redactor, secret_of
 from crucible_kit.chunks import atomic_file
 from crucible_kit.errors import AlreadyExistsError, field_error
@@ -74,7 +74,7 @@ class CassetteWriter:
         self._namer = Namer({name: value for name, (value, _) in parameters.items()})
         self._lock = threading.Lock()
         self.calls = 0
-        self._open: set[int] = set()
+        self._open: dict[int, dict[str, Any] | None] = {}
         self._header = Header(
             services=[],
             requires=sorted(requires),
@@ -110,7 +110,7 @@ class CassetteWriter:
             if isinstance(value, str) and key == "authorization":
                 self._redactor.learn(value.rpartition(" ")[2], "token")
             elif isinstance(value, str) and key.startswith(_METADATA_PREFIX):
-                kept[key] = self._redactor.text(value)
+                kept[key] = write([value])
         with self._lock:
             self.calls += 1
             self._services.add(method.service)
@@ -120,8 +120,8 @@ class CassetteWriter:
             if deadline is not None:
                 # A deadline that came over a wire is off by the time on the way.
                 event["deadline_s"] = int(deadline) if deadline >= _ROUGH_SECONDS else round(deadline, 1)
-            self._write(dump_line(event))
-            self._open.add(self.calls)
+            # Written with what comes next: a request may tell that its metadata hold a secret.
+            self._open[self.calls] = event
             return CallWriter(self, self.calls)
 
     def close(self) -> None:
@@ -130,17 +130,24 @@ class CassetteWriter:
             if self._file.closed:
                 return
             for number in sorted(self._open):
-                self._write(dump_line({"call": number, "cancel": True}))
+                self._event(number, cancel=True)
             self._file.close()
             with self._path.open("rb") as written, atomic_file(self._path) as file:
                 written.readline()
                 file.write(header_line(self._with_services(self._services)).encode())
-                shutil.copyfileobj(written, file)
+                for line in written:
+                    # Once more, for what was learned to be a secret after it had been said.
+                    file.write(dump_line(self._redactor.tree(json.loads(line))).encode())
                 file.write(end_line(self.calls).encode())
 
     def _event(self, number: int, **event: Any) -> None:
-        if number in self._open and not self._file.closed:
-            self._write(dump_line({"call": number, **event}))
+        if number not in self._open or self._file.closed:
+            return
+        start = self._open[number]
+        if start is not None:
+            self._open[number] = None
+            self._write(dump_line(self._redactor.tree(start)))
+        self._write(dump_line({"call": number, **event}))
 
     def _message(self, call: CallWriter, kind: str, message: Message) -> None:
         copy = type(message)()
@@ -160,7 +167,7 @@ class CassetteWriter:
     def _hide(self, message: Message, call: CallWriter, kind: str, bind: dict[str, str]) -> None:
         """Puts placeholders in the places of secrets and ids."""
         self._redactor.learn_from(message)
-        rewrite_keys(message, self._redactor.text)
+        rewrite_keys(message, self._redactor.key)
         if kind == "request" and not call.scope:
             call.scope = getattr(message, "session_id", "")
         name = self._namer.request if kind == "request" else self._namer.response
@@ -168,13 +175,21 @@ class CassetteWriter:
         def text(place: Place, value: str) -> str:
             if place.secret:
                 return secret_of(place)
-            hidden = self._redactor.text(escape(value))
-            return name(place, value, call.scope, bind) if hidden == value else self._namer.inside(hidden)
+            parts = self._redactor.parts(value)
+            if parts == [value] or not value:
+                return write(name(place, value, call.scope, bind))
+            return write(self._named(parts))
 
         def data(place: Place, value: bytes) -> bytes:
             return secret_of(place).encode() if place.secret else self._redactor.data(value)
 
         rewrite(message, text, data)
+
+    def _named(self, parts: list[Part]) -> list[Part]:
+        """Parts with names in place of the ids in the literal ones."""
+        return [
+            piece for part in parts for piece in ([part] if isinstance(part, Placeholder) else self._namer.inside(part))
+        ]
 
     def _status(self, call: CallWriter, status: status_pb2.Status, reason: str) -> None:
         copy = status_pb2.Status()
@@ -184,16 +199,16 @@ class CassetteWriter:
             reason = reason_of(copy) or reason
             rewrite(
                 copy,
-                lambda _, text: self._namer.inside(self._redactor.text(escape(text))),
+                lambda _, text: write(self._named(self._redactor.parts(text))),
                 lambda _, data: self._redactor.data(data),
             )
             self._event(call.number, status=status_to_tree(copy, reason))
-            self._open.discard(call.number)
+            self._open.pop(call.number, None)
 
     def _cancel(self, call: CallWriter) -> None:
         with self._lock:
             self._event(call.number, cancel=True)
-            self._open.discard(call.number)
+            self._open.pop(call.number, None)
 
 
 class CallWriter:
