@@ -148,6 +148,39 @@ async def test_a_caller_that_hangs_up(studio: Studio, how: str) -> None:
     assert replayer.playback.mismatches == []
 
 
+async def test_a_caller_that_goes_while_it_writes(studio: Studio) -> None:
+    """The adapter must not take what came for all that there was."""
+
+    class Reading(Talk):
+        def __init__(self) -> None:
+            super().__init__()
+            self.outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def Tell(self, notes: Any, context: Any) -> Any:
+            try:
+                async for _ in notes:
+                    self.hung.set()
+                self.outcome.set_result("all was said")
+            except asyncio.CancelledError:
+                self.outcome.set_result("cancelled")
+                raise
+            return Note()
+
+    service = Reading()
+    stub, _, finish = await studio.recording(service)
+
+    async def endless() -> Any:
+        yield Note(text="a")
+        await asyncio.Event().wait()
+
+    telling = asyncio.ensure_future(stub.Tell(endless()))
+    await service.hung.wait()
+    telling.cancel()
+    assert await service.outcome == "cancelled"
+    (call,) = (await finish()).calls
+    assert [step.kind for step in call.steps] == ["request", "cancel"]
+
+
 async def test_metadata_and_deadlines_are_kept_where_they_count(studio: Studio, how: str) -> None:
     stub, _, finish = await studio.recording(Talk(), how)
     metadata = (("crucible-instance", "second"), ("x-trace", "7"))

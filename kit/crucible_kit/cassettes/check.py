@@ -197,7 +197,8 @@ class _Check:
         end = call.steps[-1]
         if not (end.kind == "cancel" and outcome.cancelled):
             differences += self._end_differences(call, outcome)
-            if len(recorded) != len(outcome.responses) and not differences:
+            counted = not self._rules.ignores(call.method.name, "response")
+            if counted and len(recorded) != len(outcome.responses) and not differences:
                 differences.append(
                     Difference("response", f"{len(recorded)} responses", f"{len(outcome.responses)} responses")
                 )

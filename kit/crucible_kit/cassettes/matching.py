@@ -312,8 +312,8 @@ def _short(value: Any) -> str:
     if isinstance(value, Message):
         value = _Shown(str(value).replace("\n", " ").strip() or "an empty message")
     if isinstance(value, bytes):
-        shown = value[:24].hex()
-        return f"{len(value)} bytes {shown}{'…' if len(value) > 24 else ''}"
+        shown = f" {value[:24].hex()}{'…' if len(value) > 24 else ''}" if value else ""
+        return f"{len(value)} bytes{shown}"
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
 

@@ -146,7 +146,9 @@ class Playback:
             raise self.mismatch(call.method, Difference("order", expected, f"{call.method.name} before it"), candidate)
 
     def _repeated(self, turn: Turn) -> Candidate | None:
-        if not any(name in turn.method.request.DESCRIPTOR.fields_by_name for name in _REPEATABLE):
+        if not turn.requests:
+            return None
+        if not any(getattr(turn.requests[0], name, None) for name in _REPEATABLE):
             return None
         for track in self.tracks:
             for call in track.calls:

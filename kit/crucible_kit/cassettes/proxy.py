@@ -108,17 +108,14 @@ class RecordingProxy:
         )
         left = _time_remaining(context)
         entry = None if method is None else _Entry(self._writer.start(method, metadata, left), method)
+        line = _Line()
+        if not context.add_callback(line.hang_up):
+            line.hang_up()
+        incoming = _until_hung_up(requests, line)
         call: Any = self._channel.stream_stream(path)(
-            requests if entry is None else entry.requests(requests), timeout=left, metadata=metadata
+            incoming if entry is None else entry.requests(incoming, line), timeout=left, metadata=metadata
         )
-        gone = threading.Event()
-
-        def hung_up() -> None:
-            gone.set()
-            call.cancel()
-
-        if not context.add_callback(hung_up):
-            hung_up()
+        line.connect(call)
         try:
             for response in call:
                 if entry is not None:
@@ -128,10 +125,41 @@ class RecordingProxy:
             pass  # its status is the call's
         finally:
             if entry is not None:
-                entry.end(call, gone)
+                entry.end(call, line)
         context.set_code(call.code())
         context.set_details(call.details() or "")
         context.set_trailing_metadata(tuple(call.trailing_metadata() or ()))
+
+
+class _Line:
+    """The way from a caller to the target's call, which ends when the caller goes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._call: Any = None
+        self.hung_up = False
+
+    def connect(self, call: Any) -> None:
+        """The target's call, now that it is there."""
+        with self._lock:
+            self._call = call
+        if self.hung_up:
+            call.cancel()
+
+    def hang_up(self) -> None:
+        """The caller has gone."""
+        with self._lock:
+            self.hung_up = True
+        if self._call is not None:
+            self._call.cancel()
+
+
+def _until_hung_up(requests: Iterator[bytes], line: _Line) -> Iterator[bytes]:
+    """The requests of a caller. One that goes must not look like one that has said all."""
+    try:
+        yield from requests
+    except grpc.RpcError:
+        line.hang_up()
 
 
 def _time_remaining(context: grpc.ServicerContext) -> float | None:
@@ -158,12 +186,12 @@ class _Entry:
         self._writer = writer
         self._method = method
 
-    def requests(self, requests: Iterator[bytes]) -> Iterator[bytes]:
+    def requests(self, requests: Iterator[bytes], line: _Line) -> Iterator[bytes]:
         """The stream, written as it goes on."""
         for data in requests:
             self._write(self._writer.request, self._method.request, data)
             yield data
-        if self._method.client_streaming:
+        if self._method.client_streaming and not line.hung_up:
             self._writer.half_close()
 
     def response(self, data: bytes) -> None:
@@ -176,10 +204,10 @@ class _Entry:
         except DecodeError:
             logger.warning("a message of %s is none of %s: not recorded", self._method.name, kind.DESCRIPTOR.full_name)
 
-    def end(self, call: Any, hung_up: threading.Event) -> None:
+    def end(self, call: Any, line: _Line) -> None:
         """Writes how the call ended, once it has."""
         code: grpc.StatusCode = call.code()
-        if hung_up.is_set() and code is grpc.StatusCode.CANCELLED:
+        if line.hung_up and code is grpc.StatusCode.CANCELLED:
             self._writer.cancel()
         else:
             self._writer.status(*status_of(call))
