@@ -21,12 +21,11 @@ from crucible_kit.cassettes import placeholders
 from crucible_kit.cassettes.format import Call, Cassette, Step
 from crucible_kit.cassettes.matching import Difference
 from crucible_kit.cassettes.methods import FINISHED_STATES, Method
-from crucible_kit.cassettes.tracks import Order, Track, wrong_metadata
+from crucible_kit.cassettes.tracks import Order, Track, is_numbered, wrong_metadata
 from crucible_kit.errors import FailedPreconditionError
 
 logger = logging.getLogger(__name__)
 
-_REPEATABLE = ("sequence", "request_id")
 _NAMES_OF_SESSIONS = ("request.session_id", "request[0].session_id")
 
 
@@ -77,15 +76,18 @@ class Playback:
         if turn.method.is_poll:
             return self._poll(turn.method, turn.requests[0])
         candidates = self._candidates(turn)
-        if not candidates:
+        # One whose turn it is may need more requests; that is no reason to wait for another's turn.
+        ready = [each for each in candidates if not each.track.missing_before(each.call)]
+        if not ready:
             repeated = self._repeated(turn)
             if repeated is not None:
                 return repeated
-            if self._repeat and self._restart(turn):
+            if candidates:
+                ready = candidates
+            elif self._repeat and self._restart(turn):
                 return await self.choose(turn)
-            raise self._no_call(turn)
-        # One whose turn it is may need more requests; that is no reason to wait for another's turn.
-        ready = [each for each in candidates if not each.track.missing_before(each.call)] or candidates
+            else:
+                raise self._no_call(turn)
         due = next((each for each in ready if _is_due(each.call, len(turn.requests), turn.closed)), None)
         if due is None:
             return None
@@ -146,9 +148,7 @@ class Playback:
             raise self.mismatch(call.method, Difference("order", expected, f"{call.method.name} before it"), candidate)
 
     def _repeated(self, turn: Turn) -> Candidate | None:
-        if not turn.requests:
-            return None
-        if not any(getattr(turn.requests[0], name, None) for name in _REPEATABLE):
+        if not turn.requests or not is_numbered(turn.requests[0]):
             return None
         for track in self.tracks:
             for call in track.calls:

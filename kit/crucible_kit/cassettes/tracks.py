@@ -2,7 +2,8 @@
 
 Order. The calls of one session come in the order of the recording: one that had ended before another began must come
 first; those that were under way together may come either way round. Calls without a session keep that order among
-themselves, within their service. Sessions are free of each other.
+themselves, within their service. Sessions are free of each other. A call that repeats an earlier one, with the same
+sequence or request id, need not come: whether a client tries again is chance.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from crucible_kit.cassettes.format import Call, Cassette, Step
 from crucible_kit.cassettes.matching import Comparison, Difference, Rules, rules_of
 from crucible_kit.cassettes.methods import ADAPTER_SERVICE
 
+_REPEATABLE = ("sequence", "request_id")
 _SESSION_FIELDS = ("session_id", "episode_id")
 Order = Literal["session", "any"]
 
@@ -32,6 +34,7 @@ class Track:
         before: by call: those that must come before it.
         bindings: what placeholders stand for by now.
         taken: calls that have come.
+        repeats: calls that need not come.
     """
 
     cassette: Cassette
@@ -40,6 +43,7 @@ class Track:
     before: dict[int, list[int]]
     bindings: dict[str, str] = field(default_factory=dict)
     taken: set[int] = field(default_factory=set)
+    repeats: set[int] = field(default_factory=set)
 
     @classmethod
     def at_start(cls, cassette: Cassette, order: Order) -> Track:
@@ -47,17 +51,19 @@ class Track:
         calls = [call for call in cassette.calls if not call.method.is_poll and call.method.service != ADAPTER_SERVICE]
         before: dict[int, list[int]] = {}
         lanes: dict[str, list[Call]] = {}
+        repeats = _repeats(calls)
         for call in calls:
             lane = lanes.setdefault(lane_of(call), [])
             before[call.number] = [each.number for each in lane if each.end_line < call.line and order != "any"]
-            lane.append(call)
+            if call.number not in repeats:
+                lane.append(call)
         rules = rules_of(cassette.path, cassette.header.rules)
-        return cls(cassette=cassette, rules=rules, calls=calls, before=before)
+        return cls(cassette=cassette, rules=rules, calls=calls, before=before, repeats=repeats)
 
     @property
     def played(self) -> bool:
-        """Whether every call has come."""
-        return len(self.taken) == len(self.calls)
+        """Whether every call has come that had to."""
+        return all(call.number in self.taken | self.repeats for call in self.calls)
 
     def missing_before(self, call: Call) -> list[Call]:
         """The calls that must come before a call and have not."""
@@ -111,6 +117,36 @@ class Track:
         """Plays it from its beginning."""
         self.bindings = {}
         self.taken = set()
+
+
+def is_numbered(request: Message) -> bool:
+    """Whether a request says by itself that it is the same as another: by a sequence or a request id."""
+    return any(getattr(request, name, None) for name in _REPEATABLE)
+
+
+def _repeats(calls: Sequence[Call]) -> set[int]:
+    """The calls whose requests are those of an earlier call, number and all."""
+    seen: set[tuple[str, bytes]] = set()
+    found: set[int] = set()
+    for call in calls:
+        if len(call.requests) != 1 or not is_numbered(call.requests[0]):
+            continue
+        request = type(call.requests[0])()
+        request.CopyFrom(call.requests[0])
+        rewrite(request, lambda _, text: _referring(text), lambda _, data: data)
+        key = call.method.full_name, request.SerializeToString(deterministic=True)
+        if key in seen:
+            found.add(call.number)
+        seen.add(key)
+    return found
+
+
+def _referring(text: str) -> str:
+    """A text in which a placeholder looks the same where it is bound as where it is used."""
+    return placeholders.write(
+        placeholders.Placeholder("name", part.name) if isinstance(part, placeholders.Placeholder) else part
+        for part in placeholders.parse(text)
+    )
 
 
 def lane_of(call: Call) -> str:
