@@ -185,7 +185,18 @@ async def test_a_secret_with_odd_characters_and_one_called_like_its_field(studio
     assert second.requests[0].text == "the ${secret:password} is ${secret:password}"
 
 
-async def test_a_session_right_after_a_dollar(studio: Studio) -> None:
+async def test_a_session_with_and_after_a_dollar(studio: Studio) -> None:
+    stub, _, finish = await studio.recording(Talk(ids="0$1$$2${x}"))
+    session = (await stub.Ask(Note(text="open"))).session_id
+    await stub.Ask(Note(text=session, session_id=session))
+    cassette = await finish()
+    assert verify_cassette(cassette.path).problems == []
+    replayed, _ = await studio.replay(cassette)
+    assert (await replayed.Ask(Note(text="open"))).session_id == session
+    assert (await replayed.Ask(Note(text=session, session_id=session))).text == f"{session}!"
+
+
+async def test_an_id_right_after_a_dollar(studio: Studio) -> None:
     stub, _, finish = await studio.recording(Talk())
     session = (await stub.Ask(Note(text="open"))).session_id
     await stub.Ask(Note(text=f"${session}"))
@@ -194,6 +205,14 @@ async def test_a_session_right_after_a_dollar(studio: Studio) -> None:
     replayed, _ = await studio.replay(cassette)
     await replayed.Ask(Note(text="open"))
     assert (await replayed.Ask(Note(text=f"${session}"))).text == f"${session}!"
+
+
+async def test_a_secret_that_is_part_of_an_id_that_was_named_before(studio: Studio) -> None:
+    stub, _, finish = await studio.recording(Talk(ids=SECRET))
+    session = (await stub.Ask(Note(text="open"))).session_id
+    await stub.Ask(Note(text="later", session_id=session, password=SECRET))
+    await finish()
+    assert SECRET not in written(studio)
 
 
 async def test_values_that_only_the_recorder_knows(studio: Studio) -> None:

@@ -61,7 +61,7 @@ class Redactor:
         return [piece for piece in pieces[:-1] if piece != ""]
 
     def key(self, key: str) -> str:
-        """The key of a map without the known values: keys hold no placeholders."""
+        """A text that holds no placeholders, such as the key of a map, with the known values starred out."""
         for value in sorted(self._known, key=len, reverse=True):
             key = key.replace(value, "*" * len(value))
         return key

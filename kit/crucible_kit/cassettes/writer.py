@@ -137,7 +137,7 @@ class CassetteWriter:
                 file.write(header_line(self._with_services(self._services)).encode())
                 for line in written:
                     # Once more, for what was learned to be a secret after it had been said.
-                    file.write(dump_line(self._redactor.tree(json.loads(line))).encode())
+                    file.write(dump_line(self._hidden(json.loads(line))).encode())
                 file.write(end_line(self.calls).encode())
 
     def _event(self, number: int, **event: Any) -> None:
@@ -146,8 +146,15 @@ class CassetteWriter:
         start = self._open[number]
         if start is not None:
             self._open[number] = None
-            self._write(dump_line(self._redactor.tree(start)))
+            self._write(dump_line(self._hidden(start)))
         self._write(dump_line({"call": number, **event}))
+
+    def _hidden(self, event: dict[str, Any]) -> dict[str, Any]:
+        """An event without what is known to be secret by now."""
+        bind = event.pop("bind", None)
+        hidden = self._redactor.tree(event)
+        # Values of names are no texts with placeholders.
+        return hidden if bind is None else {**hidden, "bind": {key: self._redactor.key(bind[key]) for key in bind}}
 
     def _message(self, call: CallWriter, kind: str, message: Message) -> None:
         copy = type(message)()
@@ -196,7 +203,7 @@ class CassetteWriter:
         copy.CopyFrom(status)
         drop_unreadable(copy)
         with self._lock:
-            reason = reason_of(copy) or reason
+            reason = self._redactor.key(reason_of(copy) or reason)
             rewrite(
                 copy,
                 lambda _, text: write(self._named(self._redactor.parts(text))),
