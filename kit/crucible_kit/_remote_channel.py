@@ -54,6 +54,7 @@ class RemoteChannel:
         ready_seconds: how long it waits, within the call's deadline; then the call fails with UNAVAILABLE
             ADAPTER_UNAVAILABLE.
         metadata: sent with every call.
+        check: refuses a request before it leaves.
     """
 
     def __init__(
@@ -64,12 +65,14 @@ class RemoteChannel:
         wait_for_ready: bool = True,
         ready_seconds: float = DEFAULT_READY_SECONDS,
         metadata: Iterable[tuple[str, str]] = (),
+        check: Callable[[Message], None] = check_message,
     ) -> None:
         self._channel = channel
         self._address = address
         self._wait = wait_for_ready
         self._ready_seconds = ready_seconds
         self._metadata = tuple(metadata)
+        self._check = check
 
     async def _options(self, timeout: float | None, metadata: Any) -> dict[str, Any]:
         """The keywords of a call that may take `timeout` seconds, once there is a connection."""
@@ -101,10 +104,10 @@ class RemoteChannel:
 
         async def call(request: Message, *, timeout: float | None = None, metadata: Any = None) -> Message:
             if request.ByteSize() < _LARGE_BYTES:
-                check_message(request)
+                self._check(request)
             else:
                 # The event loop has others to serve meanwhile.
-                await asyncio.to_thread(check_message, request)
+                await asyncio.to_thread(self._check, request)
             end = time.monotonic() + (DEFAULT_UNARY_TIMEOUT if timeout is None else timeout)
 
             async def once() -> Message:
@@ -121,7 +124,7 @@ class RemoteChannel:
         inner = self._channel.unary_stream(method, *args, **kwargs)
 
         def call(request: Message, *, timeout: float | None = None, metadata: Any = None) -> AsyncIterator[Message]:
-            check_message(request)
+            self._check(request)
 
             async def start() -> Any:
                 return inner(request, **await self._options(timeout, metadata))
@@ -140,7 +143,7 @@ class RemoteChannel:
             options = await self._options(DEFAULT_UNARY_TIMEOUT if timeout is None else timeout, metadata)
             failures: list[Exception] = []
             with _kitchen_errors(failures):
-                return await inner(prepared(requests, _checked, failures), **options)
+                return await inner(prepared(requests, self._checked, failures), **options)
 
         return call
 
@@ -155,15 +158,33 @@ class RemoteChannel:
 
             async def start() -> Any:
                 options = await self._options(timeout, metadata)
-                return inner(prepared(requests, _checked, failures), **options)
+                return inner(prepared(requests, self._checked, failures), **options)
 
             return _responses(start, failures)
 
         return call
 
+    def _checked(self, message: Message) -> Message:
+        self._check(message)
+        return message
+
     def waiting(self) -> RemoteChannel:
         """This connection for calls that wait for their whole deadline until the other side listens."""
-        return RemoteChannel(self._channel, address=self._address, ready_seconds=math.inf, metadata=self._metadata)
+        return self._with(wait_for_ready=True, ready_seconds=math.inf)
+
+    def unchecked(self) -> RemoteChannel:
+        """This connection for requests that leave as they are, so that it is the other side that refuses them."""
+        return self._with(check=lambda message: None)
+
+    def _with(self, **changes: Any) -> RemoteChannel:
+        settings: dict[str, Any] = {
+            "address": self._address,
+            "wait_for_ready": self._wait,
+            "ready_seconds": self._ready_seconds,
+            "metadata": self._metadata,
+            "check": self._check,
+        }
+        return RemoteChannel(self._channel, **(settings | changes))
 
     async def close(self) -> None:
         """Closes the connection."""
@@ -206,11 +227,6 @@ async def prepared(
     except Exception as error:
         failures.append(error)
         raise
-
-
-def _checked(message: Message) -> Message:
-    check_message(message)
-    return message
 
 
 # Every method of ours is safe to repeat: mutations carry a request id or a sequence.

@@ -15,7 +15,8 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from crucible.type.v1 import constraints_pb2
 from crucible_kit.errors import FieldViolation, InvalidArgumentError
 
-_DEFAULT_MAX_CHARACTERS = 4096
+DEFAULT_MAX_CHARACTERS = 4096
+"""Of a string whose field says nothing."""
 # Nobody reads more of them, and a message may break its rules a million times.
 _MAX_VIOLATIONS = 16
 # 32 MiB hold millions of messages of two bytes: looking at each would take minutes.
@@ -188,7 +189,7 @@ def _too_complex(path: str) -> InvalidArgumentError:
 
 def _item_limit(field: FieldDescriptor) -> int | None:
     """Most entries that a repeated or map field may have; None: any number, or it is a single one."""
-    rule = _rule(field)
+    rule = field_rule(field)
     return rule.max_items if field.is_repeated and rule.HasField("max_items") else None
 
 
@@ -199,14 +200,15 @@ def _has_checked_children(field: FieldDescriptor) -> bool:
     return target is not None and target.full_name.startswith("crucible.")
 
 
-def _rule(field: FieldDescriptor) -> constraints_pb2.FieldConstraints:
+def field_rule(field: FieldDescriptor) -> constraints_pb2.FieldConstraints:
+    """The (crucible.type.v1.field) option of a field; an empty one where it has none."""
     option: Any = constraints_pb2.field  # an extension's handle, which its stub calls a FieldDescriptor
     options = field.GetOptions()
     return options.Extensions[option] if options.HasExtension(option) else constraints_pb2.FieldConstraints()
 
 
 def _field_checks(field: FieldDescriptor) -> list[MessageCheck]:
-    rule = _rule(field)
+    rule = field_rule(field)
     checks: list[MessageCheck] = []
     if rule.required:
         checks.append(_required(field))
@@ -214,7 +216,7 @@ def _field_checks(field: FieldDescriptor) -> list[MessageCheck]:
     if limit is not None:
         checks.append(_max_items(field, limit))
     if _is_map(field) and _map_entry(field).fields_by_name["key"].type == FieldDescriptor.TYPE_STRING:
-        checks.append(_map_keys(field, rule.max_len if rule.HasField("max_len") else _DEFAULT_MAX_CHARACTERS))
+        checks.append(_map_keys(field, rule.max_len if rule.HasField("max_len") else DEFAULT_MAX_CHARACTERS))
     value_check = _value_check(field, rule)
     if value_check is not None:
         checks.append(_each_value(field, value_check))
@@ -289,7 +291,7 @@ def _value_check(field: FieldDescriptor, rule: constraints_pb2.FieldConstraints)
 
 
 def _string_check(rule: constraints_pb2.FieldConstraints) -> ValueCheck:
-    limit = rule.max_len if rule.HasField("max_len") else _DEFAULT_MAX_CHARACTERS
+    limit = rule.max_len if rule.HasField("max_len") else DEFAULT_MAX_CHARACTERS
     pattern = re.compile(rule.pattern) if rule.pattern else None
     syntax = _FORMATS.get(rule.format)
 

@@ -1,0 +1,33 @@
+"""All suites by port."""
+
+from __future__ import annotations
+
+from crucible_kit.conformance.blob import BLOB
+from crucible_kit.conformance.handshake import HANDSHAKE
+from crucible_kit.conformance.requirement import Requirement, Suite
+from crucible_kit.conformance.transport import TRANSPORT
+from crucible_kit.errors import NotFoundError
+from crucible_kit.settings import unknown_key
+
+OF_ALL_PORTS = (HANDSHAKE, TRANSPORT)
+SUITES: dict[str, Suite] = {suite.port: suite for suite in (BLOB,)}
+
+
+def suite_of(port: str) -> Suite:
+    """The suite of a port. Raises NOT_FOUND PORT_NOT_FOUND with the nearest port that has one."""
+    if port not in SUITES:
+        raise NotFoundError(
+            f"port {port!r}: {unknown_key(port, SUITES)}".replace("key", "port"), reason="PORT_NOT_FOUND"
+        )
+    return SUITES[port]
+
+
+def requirements_of(port: str) -> list[Requirement]:
+    """What is asked of an adapter of a port, in the order in which it is checked."""
+    of_all = [requirement for suite in OF_ALL_PORTS for requirement in suite.requirements]
+    return sorted([*of_all, *suite_of(port).requirements], key=lambda requirement: requirement.stage)
+
+
+def all_requirements() -> list[Requirement]:
+    """Every requirement of every port, in the order of the documentation."""
+    return [requirement for suite in (*OF_ALL_PORTS, *SUITES.values()) for requirement in suite.requirements]
