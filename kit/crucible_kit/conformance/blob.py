@@ -32,7 +32,7 @@ class BlobSettings(SuiteSettings):
     )
 
 
-BLOB = Suite(port="blob", settings=BlobSettings)
+SUITE = Suite(port="blob", settings=BlobSettings)
 Blobs = Context[BlobSettings]
 
 
@@ -107,7 +107,7 @@ async def check_absent(context: Blobs, key: str, what: str) -> None:
     check_equal([each.key for each in listed], [], f"the list of blobs {what}")
 
 
-@BLOB.samples
+@SUITE.samples
 async def _samples(context: Blobs) -> Samples:
     key, data = new_key(context), b"sample"
     await write(context, key, data)
@@ -120,12 +120,12 @@ async def _samples(context: Blobs) -> Samples:
     }
 
 
-@BLOB.pings
+@SUITE.pings
 async def _ping(context: Blobs) -> Any:
     return await context.stub.ListBlobs(pb.ListBlobsRequest(prefix=context.settings.prefix, page_size=1))
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-WRITE-01",
     "Bytes of any size MUST come back as they were written.",
     quote="WriteBlob stores a blob: a header, chunks, and a finish with size and hash.",
@@ -141,7 +141,7 @@ async def _bytes_come_back(context: Blobs) -> None:
         await check_content(context, key, data)
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-WRITE-02",
     "A write whose content has another hash than its finish says MUST be DATA_LOSS BLOB_CORRUPT and store nothing.",
     quote="DATA_LOSS BLOB_CORRUPT when size, CRC or hash differ (nothing is stored)",
@@ -150,7 +150,7 @@ async def _wrong_hash(context: Blobs) -> None:
     await _check_damaged(context, [chunk(0, b"new"), finish(b"won")], "with another hash")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-WRITE-03",
     "A write whose content has another size than its finish says MUST be DATA_LOSS BLOB_CORRUPT and store nothing.",
     quote="DATA_LOSS BLOB_CORRUPT when size, CRC or hash differ (nothing is stored)",
@@ -159,7 +159,7 @@ async def _wrong_size(context: Blobs) -> None:
     await _check_damaged(context, [chunk(0, b"new"), finish(b"new", size=4)], "with another size")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-WRITE-04",
     "A chunk whose bytes do not have its CRC-32 MUST make the write DATA_LOSS BLOB_CORRUPT and store nothing.",
     quote="DATA_LOSS BLOB_CORRUPT when size, CRC or hash differ (nothing is stored)",
@@ -178,7 +178,7 @@ async def _check_damaged(context: Blobs, messages: list[pb.WriteBlobRequest], wh
     await check_content(context, used, b"old")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-WRITE-05",
     "A write that ends without a finish MUST be INVALID_ARGUMENT FIELD_INVALID and store nothing.",
     quote="a stream that ends without it stores nothing.",
@@ -188,7 +188,7 @@ async def _no_finish(context: Blobs) -> None:
     await _check_broken(context, lambda key: [header(key)], "of a header alone")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-WRITE-06",
     "Chunks MUST be contiguous from 0: a gap or a repeat is INVALID_ARGUMENT FIELD_INVALID and stores nothing.",
     quote="Place of the chunk in the blob, in bytes; contiguous from 0.",
@@ -202,7 +202,7 @@ async def _chunks_out_of_place(context: Blobs) -> None:
     )
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-WRITE-07",
     "The header MUST come first and once, the finish last and once; otherwise the write is INVALID_ARGUMENT "
     "FIELD_INVALID and "
@@ -230,7 +230,7 @@ async def _check_broken(context: Blobs, messages: Any, what: str) -> None:
     await check_absent(context, key, f"after a refused write {what}")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-WRITE-08",
     "A write that is under way MUST show nothing of itself: until its answer there is no blob, or the one before.",
     quote="A blob appears as a whole or not at all.",
@@ -250,7 +250,7 @@ async def _unfinished_writes(context: Blobs) -> None:
         await check_content(context, key, data)
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-WRITE-09",
     "A write MUST replace the blob that is there, its media type too; an empty media type is application/octet-stream.",
     quote="It replaces what stood there, unless create_only.",
@@ -264,7 +264,7 @@ async def _replaces(context: Blobs) -> None:
     check_equal(await stat(context, key), ref, "the blob's description")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-WRITE-10",
     "With create_only other content MUST be ALREADY_EXISTS BLOB_EXISTS and leave what is there; the same content is "
     "OK.",
@@ -279,7 +279,7 @@ async def _create_only(context: Blobs) -> None:
     await check_content(context, key, b"one")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-WRITE-11",
     "A write that its caller cancels, or whose deadline passes, MUST store nothing.",
     quote="A blob appears as a whole or not at all.",
@@ -298,7 +298,7 @@ async def _cancelled_writes(context: Blobs) -> None:
     await check_absent(context, late, "after the deadline of its only write")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-WRITE-12",
     "Of several writes of one key at a time one MUST win, whole.",
     quote="A blob appears as a whole or not at all.",
@@ -312,7 +312,7 @@ async def _writes_beside_each_other(context: Blobs) -> None:
     check_bytes(await read(context, key), contents[winner], "the content of several writers")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-READ-01",
     "A read MUST be chunks of at most 256 KiB, contiguous, each with its CRC-32; the first describes the blob.",
     quote="ReadBlob streams a byte range in chunks of at most 256 KiB.",
@@ -326,7 +326,7 @@ async def _read_in_chunks(context: Blobs) -> None:
     await check_content(context, key, data)
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-READ-02",
     "A read from `offset` of at most `limit` bytes MUST be exactly that slice; limit 0 is to the end.",
     quote="At most so many bytes. 0: to the end.",
@@ -343,7 +343,7 @@ async def _ranges(context: Blobs) -> None:
         check_bytes(await read(context, key, offset, limit), expected, f"the range of offset {offset}, limit {limit}")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-READ-03",
     "A read at the end MUST be one chunk without bytes; a read past the end is OUT_OF_RANGE RANGE.",
     quote="OUT_OF_RANGE RANGE when offset is past the end.",
@@ -357,7 +357,7 @@ async def _ends(context: Blobs) -> None:
         await check_refused(past, "OUT_OF_RANGE", "RANGE", what="a read past the end")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-READ-04",
     "A reader that goes away in the middle MUST leave the blob readable for others.",
 )
@@ -370,7 +370,7 @@ async def _readers_that_leave(context: Blobs) -> None:
     await check_content(context, key, data)
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-MISSING-01",
     "What is not there MUST be NOT_FOUND BLOB_NOT_FOUND.",
     quote="Errors common to all: NOT_FOUND BLOB_NOT_FOUND.",
@@ -382,7 +382,7 @@ async def _what_is_not_there(context: Blobs) -> None:
     await check_refused(call, "NOT_FOUND", "BLOB_NOT_FOUND", what="DeleteBlob of a key that nobody wrote")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-KEY-01",
     "What is no key MUST be INVALID_ARGUMENT FIELD_INVALID everywhere.",
     quote="Keys are relative paths with '/', without '.', '..' or empty parts; anything else is INVALID_ARGUMENT "
@@ -400,7 +400,7 @@ async def _what_is_no_key(context: Blobs) -> None:
             await check_refused(call, "INVALID_ARGUMENT", "FIELD_INVALID", what=f"{name} of {key!r}")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-KEY-02",
     "Keys MUST be kept as they are: letters of any script, spaces and case.",
 )
@@ -416,7 +416,7 @@ async def _keys_of_any_letters(context: Blobs) -> None:
     check_equal(sorted(each.key for each in listed), sorted(keys), "the list of these keys")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-LIST-01",
     "ListBlobs MUST list exactly the blobs whose key begins with the prefix, sorted by key, with size and address.",
     quote="ListBlobs lists blobs by prefix, sorted by key.",
@@ -450,7 +450,7 @@ async def _folder_of(context: Blobs, names: list[str]) -> str:
     return folder
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-LIST-02",
     "Pages of any size MUST give every blob once, in order.",
     quote="At most so many, up to 500. 0: 50.",
@@ -467,7 +467,7 @@ async def _pages(context: Blobs) -> None:
     await check_pages(page, [f"{folder}/{name}" for name in names], "the blobs of a folder")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-LIST-03",
     "A page token MUST be taken only for the list it comes from: otherwise INVALID_ARGUMENT PAGE_TOKEN_INVALID.",
     quote="Where to go on, from the response before.",
@@ -480,7 +480,7 @@ async def _tokens(context: Blobs) -> None:
         await check_refused(call, "INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", what=f"the token {token!r} of another list")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-DELETE-01",
     "A deleted blob MUST be gone and its key free; allow_missing is OK with what is not there.",
     quote="Answer OK when it is not there.",
@@ -495,7 +495,7 @@ async def _deletes(context: Blobs) -> None:
     await check_content(context, key, b"two")
 
 
-@BLOB.requirement(
+@SUITE.requirement(
     "BLB-RESTART-01",
     "A blob whose write was answered MUST be there after the adapter was killed, and one whose write was not MUST not.",
     quote="WriteBlobResponse confirms the blob; it is durable.",

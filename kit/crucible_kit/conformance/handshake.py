@@ -17,7 +17,7 @@ from crucible_kit.errors import KitchenError
 from crucible_kit.ports import PORTS
 from crucible_kit.settings import unknown_key
 
-HANDSHAKE = Suite(port=ALL_PORTS)
+SUITE = Suite(port=ALL_PORTS)
 _FAR_VERSIONS = (4_000_000_000, 4_000_000_001)
 _CAPABILITY = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -25,7 +25,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INSTANCE = "crucible-conformance"
 
 
-@HANDSHAKE.requirement(
+@SUITE.requirement(
     "HSK-INFO-01",
     "GetAdapterInfo MUST answer with the adapter's name, the contract versions it speaks and an instance id.",
     quote="GetAdapterInfo is the handshake: the first call on a connection, answered before Configure.",
@@ -38,7 +38,7 @@ async def _says_who_it_is(context: Context) -> None:
     check(bool(info.instance_id), "an instance id", "an empty one")
 
 
-@HANDSHAKE.requirement(
+@SUITE.requirement(
     "HSK-INFO-02",
     "GetAdapterInfo MUST list every port that the adapter serves, by the full name of its service, once.",
     quote="Full name of the service, such as crucible.port.training.v1.TrainingService.",
@@ -51,7 +51,7 @@ async def _lists_its_ports(context: Context) -> None:
     check(name in services, f"{name} among the ports", services)
 
 
-@HANDSHAKE.requirement(
+@SUITE.requirement(
     "HSK-INFO-03",
     "GetAdapterInfo MUST have no side effects: asked again, an adapter that was not started anew gives the same "
     "instance id "
@@ -65,7 +65,7 @@ async def _is_the_same_when_asked_again(context: Context) -> None:
     check_equal(again.ports, first.ports, "the ports of a second GetAdapterInfo")
 
 
-@HANDSHAKE.requirement(
+@SUITE.requirement(
     "HSK-VERSION-01",
     "An adapter that speaks none of the host's contract versions MUST refuse with FAILED_PRECONDITION "
     "CONTRACT_VERSION_UNSUPPORTED.",
@@ -83,7 +83,7 @@ async def _refuses_a_foreign_contract(context: Context) -> None:
     )
 
 
-@HANDSHAKE.requirement(
+@SUITE.requirement(
     "HSK-VERSION-02",
     "A host that speaks further contract versions beside a common one MUST be answered.",
     quote="the highest common one is used",
@@ -96,7 +96,7 @@ async def _takes_a_host_that_knows_more(context: Context) -> None:
     )
 
 
-@HANDSHAKE.requirement(
+@SUITE.requirement(
     "HSK-PROBE-01",
     "Probe MUST say that the adapter is ready, or why it is not; this suite needs one that is.",
     quote="Probe answers whether the adapter can serve now, its own dependencies included.",
@@ -108,7 +108,7 @@ async def _is_ready(context: Context) -> None:
     check(response.state == adapter_pb2.ProbeResponse.STATE_READY, "STATE_READY", f"{state} {response.detail}")
 
 
-@HANDSHAKE.requirement(
+@SUITE.requirement(
     "HSK-CAP-01",
     "Capabilities MUST be named PORT.NAME in lower case, after the port that has them, each once.",
     quote="What optional behaviour it has, such as training.optimizer_state.",
@@ -127,7 +127,7 @@ async def _names_capabilities_well(context: Context) -> None:
             check(good, f"capabilities of {support.service} to be named {prefix or 'port.'}NAME", repr(name))
 
 
-@HANDSHAKE.requirement(
+@SUITE.requirement(
     "HSK-CAP-02",
     "Declared capabilities SHOULD be known to the contract: a misspelt one declares nothing.",
     stage=Stage.FIRST,
@@ -138,7 +138,7 @@ async def _declares_what_is_known(context: Context) -> None:
         check(name in known, "a capability that the contract knows", f"{name!r}: {unknown_key(name, known)}")
 
 
-@HANDSHAKE.requirement(
+@SUITE.requirement(
     "HSK-DESCRIPTOR-01",
     "`descriptor_sha256` MUST be empty or 64 lower-case hex digits.",
     quote="SHA-256 of the service's serialised FileDescriptorProto as the adapter was built with.",
@@ -150,7 +150,7 @@ async def _hashes_its_descriptor(context: Context) -> None:
         check(not value or _SHA256.fullmatch(value) is not None, f"a SHA-256 for {support.service}", repr(value))
 
 
-@HANDSHAKE.requirement(
+@SUITE.requirement(
     "HSK-DESCRIPTOR-02",
     "An adapter SHOULD be built with the protos that its host has.",
     quote="A difference is reported, never refused.",
@@ -164,7 +164,7 @@ async def _has_the_same_protos(context: Context) -> None:
     check_equal(given, hashlib.sha256(service.file.serialized_pb).hexdigest(), f"the hash of {service.file.name}")
 
 
-@HANDSHAKE.requirement(
+@SUITE.requirement(
     "HSK-CONFIG-01",
     "Configure MUST refuse settings that the adapter does not know, with INVALID_ARGUMENT FIELD_INVALID, and every "
     "settings "
@@ -188,7 +188,7 @@ async def _refuses_unknown_settings(context: Context) -> None:
     raise CheckFailed(expected, "they were accepted")
 
 
-@HANDSHAKE.requirement(
+@SUITE.requirement(
     "HSK-CONFIG-02",
     "Configure MUST be idempotent by instance and generation, and refuse a lower generation than the one in force with "
     "FAILED_PRECONDITION STALE_GENERATION.",
@@ -222,7 +222,7 @@ def _configure(context: Context, *, generation: int, **settings: object) -> adap
     return request
 
 
-@HANDSHAKE.requirement(
+@SUITE.requirement(
     "HSK-RESTART-01",
     "An adapter that was killed and started again MUST have another instance id.",
     quote="New at every start of the adapter's process: a changed id means that its sessions are gone.",

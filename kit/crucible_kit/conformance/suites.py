@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from crucible_kit.conformance.blob import BLOB
-from crucible_kit.conformance.handshake import HANDSHAKE
-from crucible_kit.conformance.requirement import Requirement, Suite
-from crucible_kit.conformance.transport import TRANSPORT
+from crucible_kit.conformance import (
+    blob,
+    handshake,
+    training,
+    training_checkpoints,
+    training_data,
+    training_lora,
+    training_order,
+    training_passes,
+    transport,
+)
+from crucible_kit.conformance.requirement import ALL_PORTS, Requirement, Suite
 from crucible_kit.errors import NotFoundError
 from crucible_kit.settings import unknown_key
 
-OF_ALL_PORTS = (HANDSHAKE, TRANSPORT)
-SUITES: dict[str, Suite] = {suite.port: suite for suite in (BLOB,)}
+# Importing a module registers its requirements; the order here is that of reports and documentation.
+_MODULES = (
+    handshake,
+    transport,
+    training,
+    training_passes,
+    training_order,
+    training_data,
+    training_checkpoints,
+    training_lora,
+    blob,
+)
+_ALL: tuple[Suite, ...] = tuple({id(each.SUITE): each.SUITE for each in _MODULES}.values())
+OF_ALL_PORTS = tuple(suite for suite in _ALL if suite.port == ALL_PORTS)
+SUITES: dict[str, Suite] = {suite.port: suite for suite in _ALL if suite.port != ALL_PORTS}
 
 
 def suite_of(port: str) -> Suite:
@@ -30,4 +51,4 @@ def requirements_of(port: str) -> list[Requirement]:
 
 def all_requirements() -> list[Requirement]:
     """Every requirement of every port, in the order of the documentation."""
-    return [requirement for suite in (*OF_ALL_PORTS, *SUITES.values()) for requirement in suite.requirements]
+    return [requirement for suite in _ALL for requirement in suite.requirements]

@@ -21,7 +21,7 @@ from crucible_kit.conformance.probe import Refusal
 from crucible_kit.conformance.requirement import ALL_PORTS, Samples, Stage, Suite
 from crucible_kit.errors import KitchenError
 
-TRANSPORT = Suite(port=ALL_PORTS)
+SUITE = Suite(port=ALL_PORTS)
 _CALLS_AT_A_TIME = 64
 _CANCELLED_CALLS = 64
 _SHORT_SECONDS = 0.001
@@ -111,7 +111,7 @@ _RULES: Mapping[Rule, tuple[str, str]] = {
 
 
 def _register_rule(rule: Rule, id: str, what: str) -> None:
-    @TRANSPORT.requirement(
+    @SUITE.requirement(
         id,
         f"{what} MUST be refused with INVALID_ARGUMENT FIELD_INVALID, before anything is done.",
         quote="FieldConstraints says what a receiver checks before it acts",
@@ -154,7 +154,7 @@ def _lacks_capability(error: KitchenError) -> bool:
     return (error.code.name, error.reason) == ("UNIMPLEMENTED", "CAPABILITY_MISSING")
 
 
-@TRANSPORT.requirement(
+@SUITE.requirement(
     "XPT-FIELD-09",
     "A refused field MUST be named by its path in a google.rpc.BadRequest, where the adapter's gRPC can send details.",
     quote="reason FIELD_INVALID and a BadRequest that names the field's path.",
@@ -178,7 +178,7 @@ async def _names_the_field(context: Context) -> None:
         raise CheckSkipped("no refusal of a required field came with details")
 
 
-@TRANSPORT.requirement(
+@SUITE.requirement(
     "XPT-METHOD-01",
     "A method that the service does not have MUST be UNIMPLEMENTED.",
 )
@@ -197,7 +197,7 @@ async def _refuses_unknown_methods(context: Context) -> None:
     raise CheckFailed("UNIMPLEMENTED", "an answer")
 
 
-@TRANSPORT.requirement(
+@SUITE.requirement(
     "XPT-METHOD-02",
     "Every method of the port MUST be served; one that belongs to a capability that is not declared is UNIMPLEMENTED "
     "CAPABILITY_MISSING.",
@@ -222,7 +222,7 @@ async def _serves_every_method(context: Context) -> None:
         check(not missing, expected, "an answer")
 
 
-@TRANSPORT.requirement(
+@SUITE.requirement(
     "XPT-DEADLINE-01",
     "A call whose deadline is too short MUST end with OK or DEADLINE_EXCEEDED and leave the adapter serving.",
 )
@@ -239,7 +239,7 @@ async def _outlives_short_deadlines(context: Context) -> None:
     await ping(context)
 
 
-@TRANSPORT.requirement(
+@SUITE.requirement(
     "XPT-CANCEL-01",
     "Calls that their caller cancels MUST leave the adapter serving.",
 )
@@ -261,7 +261,7 @@ async def _outlives_cancelled_calls(context: Context) -> None:
     await ping(context)
 
 
-@TRANSPORT.requirement(
+@SUITE.requirement(
     "XPT-SIZE-01",
     "An adapter MUST take a request as large as the largest it says it takes.",
     quote="The largest message it receives, in bytes. 0: 4 MiB.",
@@ -278,7 +278,7 @@ async def _takes_large_messages(context: Context) -> None:
         check_is(error, "INVALID_ARGUMENT", "FIELD_INVALID", expected=expected)
 
 
-@TRANSPORT.requirement(
+@SUITE.requirement(
     "XPT-LOAD-01",
     "As many calls at a time as the adapter says it takes (64 when it names no limit) MUST all be answered.",
     quote="Calls it takes at a time. 0: not limited.",
@@ -288,7 +288,7 @@ async def _answers_calls_beside_each_other(context: Context) -> None:
     await asyncio.gather(*(ping(context) for _ in range(count)))
 
 
-@TRANSPORT.requirement(
+@SUITE.requirement(
     "XPT-LOAD-02",
     "A call over the adapter's limit MUST be answered or be refused with RESOURCE_EXHAUSTED and a reason.",
     quote="Calls it takes at a time. 0: not limited.",
@@ -332,7 +332,7 @@ def _error_requirement(id: str, text: str, *, quote: str = "") -> Callable[..., 
     """A requirement on every refusal: the decorated function says what is wrong with one, or nothing."""
 
     def register(problem: Callable[[Refusal], str]) -> Callable[[Refusal], str]:
-        @TRANSPORT.requirement(id, text, quote=quote, stage=Stage.LAST)
+        @SUITE.requirement(id, text, quote=quote, stage=Stage.LAST)
         async def _(context: Context) -> None:
             for each in await _refusals(context):
                 found = problem(each)
