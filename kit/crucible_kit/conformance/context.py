@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from crucible.adapter.v1 import adapter_pb2, adapter_pb2_grpc
 from crucible_kit.adapter import CONTRACT_VERSIONS, distribution_version
 from crucible_kit.channel import Channel
-from crucible_kit.conformance.expect import CheckSkipped
 from crucible_kit.conformance.probe import ProbeChannel
 from crucible_kit.conformance.settings import SuiteSettings
 from crucible_kit.errors import KitchenError
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings", bound=SuiteSettings)
+Other = TypeVar("Other", bound=SuiteSettings)
 Restart = Callable[[], Awaitable[Channel]]
 """Kills the adapter, starts it again, and gives a channel to the new one."""
 
@@ -71,15 +71,16 @@ class Context(Generic[Settings]):
             for name in each.capabilities
         )
 
+    def beside(self, suite: Suite, settings: Other) -> Context[Other]:
+        """The same adapter, for calls of another of its ports."""
+        other = Context(self.channel, suite, settings, self.info)
+        # One run: names are told apart, and what one leaves behind goes with the other's.
+        other._deferred, other._run = self._deferred, f"{self._run}-{suite.port}"
+        return other
+
     def serves(self, port: str) -> bool:
         """Whether the adapter serves another port too."""
         return any(each.service == PORTS[port].service.full_name for each in self.info.ports)
-
-    def stub_of(self, port: str) -> Any:
-        """The stub of another port of the same adapter. Raises CheckSkipped when it does not serve that."""
-        if not self.serves(port):
-            raise CheckSkipped(f"the adapter does not serve the port {port}")
-        return PORTS[port].stub(self.channel)
 
     @property
     def max_message_bytes(self) -> int:
@@ -93,7 +94,7 @@ class Context(Generic[Settings]):
         return next((each.max_in_flight for each in self.info.ports if each.service == self.port.service.full_name), 0)
 
     def name(self) -> str:
-        """A name that nobody has used: conformance- and letters, digits and '-', at most 40 in all."""
+        """A name that nobody has used: conformance- and letters, digits and '-', at most 48 in all."""
         self._named += 1
         return f"conformance-{self._run}-{self._named}"
 
@@ -105,6 +106,7 @@ class Context(Generic[Settings]):
         """What was deferred, the last first."""
         while self._deferred:
             try:
+                # One of them may defer more.
                 await self._deferred.pop()()
             except KitchenError as error:
                 logger.debug("a check left something behind: %s", error)

@@ -51,13 +51,15 @@ class ProbeChannel:
 
     Attributes:
         refusals: calls that did not end with OK, in order.
-        unary_seconds: time of each unary call that was answered, in order.
+        unary_seconds: time of each unary call that was answered while no other call was under way.
     """
 
     def __init__(self, channel: Channel, *, call_seconds: float) -> None:
         self._call_seconds = call_seconds
         self.refusals: list[Refusal] = []
         self.unary_seconds: list[float] = []
+        self._calls = 0
+        self._under_way = 0
         self.attach(channel)
 
     def attach(self, channel: Channel) -> None:
@@ -71,10 +73,12 @@ class ProbeChannel:
         inner = self._channel.unary_unary(method, *args, **kwargs)
 
         async def call(request: Any, *, timeout: float | None = None, metadata: Any = None) -> Any:
-            start = time.perf_counter()
+            start, alone = time.perf_counter(), self._under_way == 0
+            number = self._calls
             with self._noting(method):
                 answer = await inner(request, timeout=timeout or self._call_seconds, metadata=metadata)
-            self.unary_seconds.append(time.perf_counter() - start)
+            if alone and self._calls == number + 1:
+                self.unary_seconds.append(time.perf_counter() - start)
             return answer
 
         return call
@@ -113,11 +117,15 @@ class ProbeChannel:
 
     @contextmanager
     def _noting(self, method: str) -> Any:
+        self._calls += 1
+        self._under_way += 1
         try:
             yield
         except KitchenError as error:
             self.refusals.append(_refusal(method, error))
             raise
+        finally:
+            self._under_way -= 1
 
     async def close(self) -> None:
         """Closes the channel."""

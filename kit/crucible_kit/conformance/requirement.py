@@ -15,6 +15,8 @@ from crucible_kit.conformance.settings import SuiteSettings
 
 Check = Callable[[Context[Any]], Awaitable[None]]
 Samples = Mapping[str, Message | Sequence[Message]]
+Undo = Callable[[Context[Any], Sequence[Any], Any], Awaitable[None]]
+"""Given the messages of a call and its answer, None if there was none, takes back what the call did."""
 ALL_PORTS = "all"
 _ID = re.compile(r"[A-Z]{3}-[A-Z]+-[0-9]{2}")
 
@@ -72,6 +74,7 @@ class Suite:
         make_samples: one valid request for each method it names (a list of them for a method that takes a stream),
             with real sessions and handles; of other methods requests are made from the proto alone.
         ping: a cheap call that must be answered and changes nothing.
+        undo: by method, what takes back its effect after the check.
     """
 
     port: str
@@ -79,6 +82,7 @@ class Suite:
     requirements: list[Requirement] = field(default_factory=list)
     make_samples: Callable[[Context[Any]], Awaitable[Samples]] | None = None
     ping: Callable[[Context[Any]], Awaitable[Any]] | None = None
+    undo: dict[str, Undo] = field(default_factory=dict)
 
     def requirement(
         self,
@@ -122,3 +126,12 @@ class Suite:
         """Registers the decorated function as the cheap call."""
         self.ping = ping
         return ping
+
+    def undoes(self, method: str) -> Callable[[Undo], Undo]:
+        """Registers the decorated function as what takes a method's effect back."""
+
+        def register(undo: Undo) -> Undo:
+            self.undo[method] = undo
+            return undo
+
+        return register

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from crucible_kit.conformance import (
     blob,
+    blob_writes,
+    dataset,
     handshake,
+    hub,
+    metrics,
+    registry,
+    sampling,
+    sampling_sessions,
+    tokenizer,
     training,
     training_checkpoints,
     training_data,
@@ -12,6 +20,8 @@ from crucible_kit.conformance import (
     training_order,
     training_passes,
     transport,
+    transport_errors,
+    transport_fields,
 )
 from crucible_kit.conformance.requirement import ALL_PORTS, Requirement, Suite
 from crucible_kit.errors import NotFoundError
@@ -20,14 +30,24 @@ from crucible_kit.settings import unknown_key
 # Importing a module registers its requirements; the order here is that of reports and documentation.
 _MODULES = (
     handshake,
+    transport_fields,
     transport,
+    transport_errors,
     training,
     training_passes,
     training_order,
     training_data,
     training_checkpoints,
     training_lora,
+    sampling,
+    sampling_sessions,
+    tokenizer,
+    dataset,
+    hub,
+    blob_writes,
     blob,
+    metrics,
+    registry,
 )
 _ALL: tuple[Suite, ...] = tuple({id(each.SUITE): each.SUITE for each in _MODULES}.values())
 OF_ALL_PORTS = tuple(suite for suite in _ALL if suite.port == ALL_PORTS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
+from typing import Any
 
 from crucible.port.training.v1 import training_pb2 as pb
 from crucible.type.v1 import datum_pb2, tensor_pb2
@@ -49,6 +51,12 @@ async def _samples(context: Training) -> Samples:
 async def _ping(context: Training) -> None:
     request = pb.CloseTrainingSessionRequest(session_id="no-session-is-called-so")
     await context.stub.CloseTrainingSession(request)
+
+
+@SUITE.undoes("CreateTrainingSession")
+async def _close_created(context: Training, messages: Sequence[Any], answer: Any) -> None:
+    # The same request again: the first may have been answered to nobody.
+    await create(context, messages[0])
 
 
 @SUITE.requirement(

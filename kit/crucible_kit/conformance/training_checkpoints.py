@@ -267,7 +267,13 @@ async def _no_files(context: Training) -> None:
     saved = await session.save(context.name())
     for path in ("no-such-file", "../../../../../../etc/passwd", "/etc/passwd"):
         call = read_file(context, saved.uri, path)
-        await check_refused(call, "NOT_FOUND", "CHECKPOINT_FILE_NOT_FOUND", what=f"the file {path!r}")
+        await check_refused(
+            call,
+            "NOT_FOUND|INVALID_ARGUMENT",
+            "CHECKPOINT_FILE_NOT_FOUND",
+            "FIELD_INVALID",
+            what=f"the file {path!r}",
+        )
     call = read_file(context, f"no-such-checkpoint/{context.name()}", saved.manifest_path)
     await check_refused(call, "NOT_FOUND", "CHECKPOINT_NOT_FOUND", what="a file of a checkpoint that is not there")
 
