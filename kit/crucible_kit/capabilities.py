@@ -22,7 +22,28 @@ class Capability:
 
 CAPABILITIES: dict[str, Capability] = {
     "dataset.streaming": Capability(port="dataset", meaning="OpenDataset takes `streaming`."),
+    "embedding.dimension": Capability(port="embedding", meaning="EmbedTexts takes `dimension`."),
+    "embedding.list_models": Capability(
+        port="embedding", meaning="ListModels lists the models.", methods=("ListModels",)
+    ),
+    "embedding.text_use": Capability(port="embedding", meaning="EmbedTexts takes `use`."),
+    "evaluator.checkpoint": Capability(port="evaluator", meaning="Checkpoints can be evaluated."),
+    "evaluator.endpoint": Capability(
+        port="evaluator", meaning="Servers with an OpenAI-compatible API can be evaluated."
+    ),
     "hub.upload": Capability(port="hub", meaning="UploadFile stores files.", methods=("UploadFile",)),
+    "llm.json_schema": Capability(port="llm", meaning="Requests may have `response_format`."),
+    "llm.list_models": Capability(port="llm", meaning="ListModels lists the models.", methods=("ListModels",)),
+    "llm.media_input": Capability(port="llm", meaning="Messages may hold media."),
+    "llm.seed": Capability(port="llm", meaning="Requests may have `seed`."),
+    "llm.stream": Capability(
+        port="llm", meaning="StreamChat sends the reply's pieces as they come.", methods=("StreamChat",)
+    ),
+    "llm.thinking": Capability(port="llm", meaning="Requests may have `thinking_budget_tokens`."),
+    "llm.tools": Capability(port="llm", meaning="Requests may have `tools`."),
+    "python_bridge.stream": Capability(
+        port="python_bridge", meaning="StreamFunction streams what a function yields.", methods=("StreamFunction",)
+    ),
     "sampling.follow": Capability(
         port="sampling", meaning="Sessions follow the live weights of a training session of the same adapter."
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
-from crucible_kit.conformance.expect import check, check_ids
+from crucible_kit.conformance.expect import check, check_equal, check_ids, check_refused
 
 _MAX_PAGES = 10_000
 _MAX_PAGE_SIZE = 500
@@ -42,3 +42,13 @@ async def check_pages(get: GetPage, expected: Sequence[Any], what: str) -> None:
     count = len(expected)
     for size in sorted({0, max(1, count // 7), max(1, count - 1), count, count + 1, 2**31 - 1}):
         check_ids(await all_keys(get, size), expected, f"{what} in pages of {size}")
+
+
+async def check_names(get: GetPage, what: str) -> list[Any]:
+    """A list of names is sorted, has each once, the same in pages of any size, and takes no foreign token."""
+    names = await all_keys(get, 0)
+    check_equal(names, sorted(set(names)), f"{what}, sorted and each once")
+    await check_pages(get, names, what)
+    call = get(1, "no-token-of-yours")
+    await check_refused(call, "INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", what=f"a token that is none, of {what},")
+    return names

@@ -6,10 +6,20 @@ from crucible_kit.conformance import (
     blob,
     blob_writes,
     dataset,
+    deployment,
+    embedding,
+    environment,
+    evaluator,
+    feedback,
+    feedback_training,
     handshake,
     hub,
+    llm,
     metrics,
+    python_bridge,
+    python_bridge_refs,
     registry,
+    reward,
     sampling,
     sampling_sessions,
     tokenizer,
@@ -22,6 +32,8 @@ from crucible_kit.conformance import (
     transport,
     transport_errors,
     transport_fields,
+    vector,
+    vector_queries,
 )
 from crucible_kit.conformance.requirement import ALL_PORTS, Requirement, Suite
 from crucible_kit.errors import NotFoundError
@@ -48,6 +60,18 @@ _MODULES = (
     blob,
     metrics,
     registry,
+    llm,
+    embedding,
+    vector,
+    vector_queries,
+    evaluator,
+    feedback,
+    feedback_training,
+    deployment,
+    python_bridge,
+    python_bridge_refs,
+    reward,
+    environment,
 )
 _ALL: tuple[Suite, ...] = tuple({id(each.SUITE): each.SUITE for each in _MODULES}.values())
 OF_ALL_PORTS = tuple(suite for suite in _ALL if suite.port == ALL_PORTS)
