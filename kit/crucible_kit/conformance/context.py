@@ -71,6 +71,11 @@ class Context(Generic[Settings]):
             for name in each.capabilities
         )
 
+    @property
+    def all_capabilities(self) -> frozenset[str]:
+        """What the adapter declares for all its ports."""
+        return frozenset(name for each in self.info.ports for name in each.capabilities)
+
     def beside(self, suite: Suite, settings: Other) -> Context[Other]:
         """The same adapter, for calls of another of its ports."""
         other = Context(self.channel, suite, settings, self.info)

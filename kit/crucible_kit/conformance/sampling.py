@@ -17,7 +17,7 @@ from crucible.type.v1 import operation_pb2
 from crucible_kit.conformance.context import Context
 from crucible_kit.conformance.expect import check, check_close, check_equal
 from crucible_kit.conformance.requirement import Samples, Suite
-from crucible_kit.conformance.settings import SuiteSettings, builtin_folder
+from crucible_kit.conformance.settings import SuiteSettings, tiny_model
 from crucible_kit.tensors import pack_tokens, unpack_floats, unpack_tokens
 from crucible_kit.training import check_finished
 
@@ -35,8 +35,9 @@ class SamplingSettings(SuiteSettings):
     """Settings of the suite of sampling adapters."""
 
     base_model: str = Field(
-        default_factory=lambda: builtin_folder("tiny-qwen3-base"),
-        description="Model to sample from, as CreateSamplingSession takes it; small.",
+        default="",
+        description="Model to sample from, as CreateSamplingSession takes it; small. Empty: a tiny one that ships with the "
+        "adapters.",
     )
     max_tokens: int = Field(default=8, ge=4, description="Tokens of a completion.")
     absolute: float = Field(
@@ -48,9 +49,15 @@ SUITE = Suite(port="sampling", settings=SamplingSettings)
 Sampling = Context[SamplingSettings]
 
 
+def base_model(context: Sampling) -> str:
+    """The model to sample from."""
+    # The capability is the training port's; an adapter of both takes the same names on both.
+    return context.settings.base_model or tiny_model(folders="training.local_model" in context.all_capabilities)
+
+
 def create_request(context: Sampling, **fields: Any) -> pb.CreateSamplingSessionRequest:
     """A request for a session, of the settings' model unless `fields` name one."""
-    given = fields or {"base_model": context.settings.base_model}
+    given = fields or {"base_model": base_model(context)}
     return pb.CreateSamplingSessionRequest(request_id=str(uuid.uuid4()), **given)
 
 

@@ -11,7 +11,7 @@ from crucible.port.training.v1 import training_pb2
 from crucible.type.v1 import datum_pb2
 from crucible_kit.conformance import training_session
 from crucible_kit.conformance.expect import CheckSkipped
-from crucible_kit.conformance.sampling import Sampling
+from crucible_kit.conformance.sampling import Sampling, base_model
 
 _LEARNING_RATE = 0.05
 
@@ -30,7 +30,7 @@ class Trainer:
         if not context.serves("training"):
             raise CheckSkipped("the adapter does not serve the port training")
         settings = training_session.TrainingSettings(
-            base_model=context.settings.base_model, call_seconds=context.settings.call_seconds
+            base_model=base_model(context), call_seconds=context.settings.call_seconds
         )
         beside = context.beside(training_session.SUITE, settings)
         return cls(await training_session.open_session(beside), beside)

@@ -14,6 +14,7 @@ from crucible_kit.conformance.sampling import (
     Sampling,
     Session,
     all_tokens,
+    base_model,
     check_same_logprobs,
     create,
     create_request,
@@ -48,7 +49,7 @@ async def _same_request(context: Sampling) -> None:
 )
 async def _not_there(context: Sampling) -> None:
     name = f"no-such-model-{uuid.uuid4().hex}"
-    model = f"/{name}" if context.settings.base_model.startswith("/") else f"no-such-owner/{name}"
+    model = f"/{name}" if base_model(context).startswith("/") else f"no-such-owner/{name}"
     call = context.stub.CreateSamplingSession(create_request(context, base_model=model))
     await check_refused(call, "NOT_FOUND", "MODEL_NOT_FOUND", what=f"the model {model!r}")
     call = context.stub.CreateSamplingSession(create_request(context, checkpoint_uri=f"no-such-checkpoint/{name}"))

@@ -24,6 +24,15 @@ class SuiteSettings(BaseModel):
     )
 
 
+TINY_MODEL = "tiny-qwen3-base"
+"""A language model that ships with the adapters."""
+
+
+def tiny_model(*, folders: bool) -> str:
+    """That model as an adapter takes it: its folder, or its name for one that takes no `folders`."""
+    return builtin_folder(TINY_MODEL) if folders else f"builtin:{TINY_MODEL}"
+
+
 def builtin_folder(name: str) -> str:
     """The folder of files that ship with the adapters, when they are installed; otherwise the name builtin:NAME."""
     spec = find_spec("crucible_adapters")

@@ -16,6 +16,7 @@ from crucible_kit.conformance.training_session import (
     SUITE,
     Session,
     Training,
+    base_model,
     check_same,
     create,
     create_request,
@@ -67,7 +68,7 @@ async def _close_created(context: Training, messages: Sequence[Any], answer: Any
 async def _new_session(context: Training) -> None:
     session = (await open_session(context)).created
     check(bool(session.session_id), "a session id", "an empty one")
-    check_equal(session.base_model, context.settings.base_model, "base_model")
+    check_equal(session.base_model, base_model(context), "base_model")
     check(session.trainable_parameters > 0, "trainable_parameters above 0", session.trainable_parameters)
     check(session.vocab_size > 0, "vocab_size above 0", session.vocab_size)
     check(session.max_sequence_tokens > 0, "max_sequence_tokens above 0", session.max_sequence_tokens)

@@ -16,7 +16,7 @@ from crucible.type.v1 import datum_pb2, operation_pb2
 from crucible_kit.conformance.context import Context
 from crucible_kit.conformance.expect import check_close, check_equal
 from crucible_kit.conformance.requirement import Suite
-from crucible_kit.conformance.settings import SuiteSettings, builtin_folder
+from crucible_kit.conformance.settings import SuiteSettings, tiny_model
 from crucible_kit.tensors import from_tensor, pack_tokens, to_tensor
 from crucible_kit.training import check_finished
 
@@ -40,8 +40,9 @@ class TrainingSettings(SuiteSettings):
     """Settings of the suite of training adapters."""
 
     base_model: str = Field(
-        default_factory=lambda: builtin_folder("tiny-qwen3-base"),
-        description="Model to train, as CreateTrainingSession takes it; small, so that a step takes moments.",
+        default="",
+        description="Model to train, as CreateTrainingSession takes it; small, so that a step takes moments. Empty: a tiny "
+        "one that ships with the adapters.",
     )
     lora_rank: int = Field(
         default=4,
@@ -65,6 +66,11 @@ SUITE = Suite(port="training", settings=TrainingSettings)
 Training = Context[TrainingSettings]
 
 
+def base_model(context: Training) -> str:
+    """The model to train."""
+    return context.settings.base_model or tiny_model(folders="training.local_model" in context.capabilities)
+
+
 def lora_of(context: Training) -> pb.LoraConfig | None:
     """The adapter that sessions train; None: they train every weight."""
     rank = context.settings.lora_rank
@@ -76,7 +82,7 @@ def create_request(context: Training, **fields: Any) -> pb.CreateTrainingSession
     """A request for a session, `fields` in place of what the settings say."""
     given = {
         "request_id": str(uuid.uuid4()),
-        "base_model": context.settings.base_model,
+        "base_model": base_model(context),
         "lora": lora_of(context),
         "dtype": context.settings.dtype,
         **fields,
