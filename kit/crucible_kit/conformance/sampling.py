@@ -36,7 +36,8 @@ class SamplingSettings(SuiteSettings):
 
     base_model: str = Field(
         default="",
-        description="Model to sample from, as CreateSamplingSession takes it; small. Empty: a tiny one that ships with the "
+        description="Model to sample from, as CreateSamplingSession takes it; small. Empty: a tiny one that ships "
+        "with the "
         "adapters.",
     )
     max_tokens: int = Field(default=8, ge=4, description="Tokens of a completion.")

@@ -41,7 +41,8 @@ class TrainingSettings(SuiteSettings):
 
     base_model: str = Field(
         default="",
-        description="Model to train, as CreateTrainingSession takes it; small, so that a step takes moments. Empty: a tiny "
+        description="Model to train, as CreateTrainingSession takes it; small, so that a step takes moments. Empty: "
+        "a tiny "
         "one that ships with the adapters.",
     )
     lora_rank: int = Field(
