@@ -15,6 +15,8 @@ from crucible_kit.channel import Channel, ObjectChannel, connect
 from crucible_kit.ports import PORTS
 from crucible_kit.serving import serve_ports
 
+BINDINGS = ("object", "serialise", "unix", "tcp")
+
 
 class Binding:
     """Gives stubs of adapters, and ends what it started."""
@@ -49,7 +51,7 @@ class Binding:
         await self._stack.aclose()
 
 
-@pytest.fixture(params=["object", "serialise", "unix", "tcp"])
+@pytest.fixture(params=BINDINGS)
 async def binding(request: pytest.FixtureRequest) -> AsyncIterator[Binding]:
     binding = Binding(request.param)
     yield binding

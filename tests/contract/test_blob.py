@@ -8,6 +8,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -17,6 +18,7 @@ import pytest
 from crucible.port.blob.v1 import blob_pb2
 from crucible.type.v1 import tensor_pb2
 from crucible_adapters.blob.local import LocalBlobOptions, LocalBlobStore
+from crucible_adapters.fakes.blob import FakeBlobOptions, FakeBlobStore
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import (
     AlreadyExistsError,
@@ -26,23 +28,62 @@ from crucible_kit.errors import (
     OutOfRangeError,
     ResourceExhaustedError,
 )
-from tests.contract.conftest import Binding
+from tests.contract.conftest import BINDINGS, Binding
 from tests.contract.refusals import refused
 
 CHUNK = 256 * 1024
 SIZES = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 17]
 RANGES = [(0, 1), (7, 0), (CHUNK - 1, 2), (CHUNK, CHUNK), (1, 2 * CHUNK), (2 * CHUNK + 9, 99), (3, 10**12)]
-NO_KEYS = ["/a", "../a", "a/../b", "a//b", "a/", "./a", "..", ".meta/a", "a\nb", "a\0b", "x" * 256]
+NO_KEYS = ["/a", "../a", "a/../b", "a//b", "a/", "./a", "..", "a\nb", "a\0b", "x" * 256]
+ON_DISK = [("local", binding) for binding in BINDINGS]
+IN_MEMORY = [("fake", binding) for binding in BINDINGS]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A blob store over a binding.
+
+    Attributes:
+        root: folder of its files; there is none when it keeps its blobs elsewhere.
+    """
+
+    stub: Any
+    binding: Binding
+    root: Path
+
+    def files(self) -> list[str]:
+        """Files below its folder."""
+        return sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+
+
+async def open_store(request: pytest.FixtureRequest, root: Path, context: AdapterContext) -> AsyncIterator[Store]:
+    adapter, kind = request.param
+    binding = Binding(kind)
+    if adapter == "fake":
+        stub = await binding.stub(FakeBlobStore(FakeBlobOptions(), context))
+    else:
+        stub = await binding.stub(LocalBlobStore(LocalBlobOptions(root=root), context))
+    yield Store(stub, binding, root)
+    await binding.stop()
+
+
+@pytest.fixture(params=[*ON_DISK, *IN_MEMORY], ids="-".join)
+async def store(request: pytest.FixtureRequest, tmp_path: Path, context: AdapterContext) -> AsyncIterator[Store]:
+    """Every adapter."""
+    async for store in open_store(request, tmp_path / "blobs", context):
+        yield store
+
+
+@pytest.fixture(params=ON_DISK, ids="-".join)
+async def disk(request: pytest.FixtureRequest, tmp_path: Path, context: AdapterContext) -> AsyncIterator[Store]:
+    """Those that keep a blob as a file at its key."""
+    async for store in open_store(request, tmp_path / "blobs", context):
+        yield store
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "blobs"
-
-
-@pytest.fixture
-async def stub(binding: Binding, root: Path, context: AdapterContext) -> Any:
-    return await binding.stub(LocalBlobStore(LocalBlobOptions(root=root), context))
+def stub(store: Store) -> Any:
+    return store.stub
 
 
 def some_bytes(size: int, seed: int = 0) -> bytes:
@@ -86,11 +127,7 @@ async def stat(stub: Any, key: str) -> tensor_pb2.BlobRef:
     return (await stub.StatBlob(blob_pb2.StatBlobRequest(key=key))).blob
 
 
-def files(root: Path) -> list[str]:
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-
-
-async def test_bytes_come_back_as_written(stub: Any, root: Path) -> None:
+async def test_bytes_come_back_as_written(stub: Any) -> None:
     for size in SIZES:
         key, data = f"runs/r 1/\u00e9-{size}.bin", some_bytes(size)
         ref = await write(stub, key, data, media_type="application/json")
@@ -98,9 +135,13 @@ async def test_bytes_come_back_as_written(stub: Any, root: Path) -> None:
         assert ref.media_type == "application/json"
         assert await read(stub, key) == data
         assert await stat(stub, key) == ref
-        # A plain file at its key, for other tools, and at its address.
-        assert (root / key).read_bytes() == data
-        assert Path(unquote(urlparse(ref.uri).path)).read_bytes() == data
+
+
+async def test_a_blob_is_a_plain_file_at_its_key_and_at_its_address(disk: Store) -> None:
+    key, data = "runs/r 1/\u00e9.bin", some_bytes(CHUNK + 1)
+    ref = await write(disk.stub, key, data)
+    assert (disk.root / key).read_bytes() == data
+    assert Path(unquote(urlparse(ref.uri).path)).read_bytes() == data
 
 
 async def test_chunks_are_contiguous_checked_and_at_most_256_kib(stub: Any) -> None:
@@ -139,7 +180,16 @@ async def test_what_is_not_there_is_not_found(stub: Any) -> None:
 
 
 async def test_what_is_no_key_is_refused(stub: Any, tmp_path: Path) -> None:
-    for key in NO_KEYS:
+    await refuse_keys(stub, NO_KEYS)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+async def test_the_names_of_a_store_s_own_files_are_no_keys(disk: Store) -> None:
+    await refuse_keys(disk.stub, [".meta", ".meta/a"])
+
+
+async def refuse_keys(stub: Any, keys: Iterable[str]) -> None:
+    for key in keys:
         for call in (stat, read):
             with refused(InvalidArgumentError, "FIELD_INVALID", field="key"):
                 await call(stub, key)
@@ -147,7 +197,6 @@ async def test_what_is_no_key_is_refused(stub: Any, tmp_path: Path) -> None:
             await write(stub, key, b"x")
         with refused(InvalidArgumentError, "FIELD_INVALID", field="key"):
             await stub.DeleteBlob(blob_pb2.DeleteBlobRequest(key=key))
-    assert files(tmp_path) == []
 
 
 BROKEN_WRITES = {
@@ -163,12 +212,14 @@ BROKEN_WRITES = {
 }
 
 
-async def test_a_broken_stream_stores_nothing(stub: Any, binding: Binding, root: Path) -> None:
+async def test_a_broken_stream_stores_nothing(store: Store) -> None:
     for requests, field in BROKEN_WRITES.values():
         with refused(InvalidArgumentError, "FIELD_INVALID", field=field):
-            await stub.WriteBlob(sent(requests))
-    await binding.stop()
-    assert files(root) == []
+            await store.stub.WriteBlob(sent(requests))
+    with refused(NotFoundError, "BLOB_NOT_FOUND"):
+        await stat(store.stub, "k")
+    await store.binding.stop()
+    assert store.files() == []
 
 
 DAMAGED_WRITES = {
@@ -179,20 +230,21 @@ DAMAGED_WRITES = {
 }
 
 
-async def test_damaged_content_leaves_what_was_there(stub: Any, binding: Binding, root: Path) -> None:
+async def test_damaged_content_leaves_what_was_there(store: Store) -> None:
+    stub = store.stub
     await write(stub, "k", b"old")
-    before = files(root)
+    before = store.files()
     for requests in DAMAGED_WRITES.values():
         with refused(DataLossError, "BLOB_CORRUPT", says="nothing was stored"):
             await stub.WriteBlob(sent(requests))
     assert await read(stub, "k") == b"old"
-    await binding.stop()
-    assert files(root) == before
+    await store.binding.stop()
+    assert store.files() == before
 
 
-async def test_a_sender_that_fails_half_way_stores_nothing(stub: Any, binding: Binding, root: Path) -> None:
-    await write(stub, "k", b"old")
-    before = files(root)
+async def test_a_sender_that_fails_half_way_stores_nothing(store: Store) -> None:
+    await write(store.stub, "k", b"old")
+    before = store.files()
 
     async def requests() -> AsyncIterator[blob_pb2.WriteBlobRequest]:
         yield header("k")
@@ -200,13 +252,13 @@ async def test_a_sender_that_fails_half_way_stores_nothing(stub: Any, binding: B
         raise LookupError("the checkpoint's file is gone")
 
     with pytest.raises(LookupError, match="the checkpoint's file is gone"):
-        await stub.WriteBlob(requests())
-    await binding.stop()
-    assert files(root) == before
-    assert (root / "k").read_bytes() == b"old"
+        await store.stub.WriteBlob(requests())
+    assert await read(store.stub, "k") == b"old"
+    await store.binding.stop()
+    assert store.files() == before
 
 
-async def test_a_cancelled_write_stores_nothing(stub: Any, binding: Binding, root: Path) -> None:
+async def test_a_cancelled_write_stores_nothing(store: Store) -> None:
     arrived = asyncio.Event()
 
     async def requests() -> AsyncIterator[blob_pb2.WriteBlobRequest]:
@@ -215,16 +267,19 @@ async def test_a_cancelled_write_stores_nothing(stub: Any, binding: Binding, roo
         arrived.set()
         await asyncio.Event().wait()
 
-    call = asyncio.ensure_future(stub.WriteBlob(requests()))
+    call = asyncio.ensure_future(store.stub.WriteBlob(requests()))
     await arrived.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    await binding.stop()
-    assert files(root) == []
+    with refused(NotFoundError, "BLOB_NOT_FOUND"):
+        await stat(store.stub, "k")
+    await store.binding.stop()
+    assert store.files() == []
 
 
-async def test_a_whole_read_of_changed_bytes_fails_before_its_last_chunk(stub: Any, root: Path) -> None:
+async def test_a_whole_read_of_changed_bytes_fails_before_its_last_chunk(disk: Store) -> None:
+    stub, root = disk.stub, disk.root
     for size in (1, CHUNK, 2 * CHUNK + 1):
         data = some_bytes(size)
         await write(stub, "k", data)
@@ -236,7 +291,8 @@ async def test_a_whole_read_of_changed_bytes_fails_before_its_last_chunk(stub: A
         assert arrived < size
 
 
-async def test_a_cut_blob_is_corrupt_for_every_reader(stub: Any, root: Path) -> None:
+async def test_a_cut_blob_is_corrupt_for_every_reader(disk: Store) -> None:
+    stub, root = disk.stub, disk.root
     await write(stub, "k", b"abcdef")
     (root / "k").write_bytes(b"abc")
     for call in (stat(stub, "k"), read(stub, "k"), read(stub, "k", 1, 1)):
@@ -244,7 +300,8 @@ async def test_a_cut_blob_is_corrupt_for_every_reader(stub: Any, root: Path) -> 
             await call
 
 
-async def test_a_damaged_record_is_corrupt(stub: Any, root: Path) -> None:
+async def test_a_damaged_record_is_corrupt(disk: Store) -> None:
+    stub, root = disk.stub, disk.root
     await write(stub, "k", b"abc")
     [record] = (root / ".meta").rglob("*.json")
     record.write_bytes(b"{}")
@@ -263,7 +320,8 @@ async def test_writes_replace_unless_create_only(stub: Any) -> None:
     assert await stat(stub, "k") == ref
 
 
-async def test_a_deleted_blob_is_gone_and_its_name_free(stub: Any, binding: Binding, root: Path) -> None:
+async def test_a_deleted_blob_is_gone_and_its_name_free(store: Store) -> None:
+    stub = store.stub
     await write(stub, "a/b/c", b"x")
     await stub.DeleteBlob(blob_pb2.DeleteBlobRequest(key="a/b/c"))
     with refused(NotFoundError, "BLOB_NOT_FOUND"):
@@ -271,11 +329,12 @@ async def test_a_deleted_blob_is_gone_and_its_name_free(stub: Any, binding: Bind
     await write(stub, "a", b"y")
     assert await read(stub, "a") == b"y"
     await stub.DeleteBlob(blob_pb2.DeleteBlobRequest(key="a"))
-    await binding.stop()
-    assert files(root) == []
+    await store.binding.stop()
+    assert store.files() == []
 
 
-async def test_a_name_is_a_blob_or_a_folder(stub: Any) -> None:
+async def test_a_name_is_a_blob_or_a_folder(disk: Store) -> None:
+    stub = disk.stub
     await write(stub, "a/b", b"x")
     with refused(InvalidArgumentError, "FIELD_INVALID", field="header.key", says="below it"):
         await write(stub, "a", b"y")
@@ -331,7 +390,8 @@ async def test_page_tokens_belong_to_their_list(stub: Any) -> None:
         await stub.ListBlobs(blob_pb2.ListBlobsRequest(page_size=-1))
 
 
-async def test_files_that_other_tools_put_there_are_blobs(stub: Any, root: Path) -> None:
+async def test_files_that_other_tools_put_there_are_blobs(disk: Store) -> None:
+    stub, root = disk.stub, disk.root
     (root / "given").mkdir()
     (root / "given" / "weights.bin").write_bytes(b"weights")
     listed = (await stub.ListBlobs(blob_pb2.ListBlobsRequest())).blobs
@@ -342,8 +402,11 @@ async def test_files_that_other_tools_put_there_are_blobs(stub: Any, root: Path)
 
 
 async def test_a_full_disk_stores_nothing_and_says_so(
-    stub: Any, binding: Binding, root: Path, monkeypatch: pytest.MonkeyPatch
+    binding: Binding, tmp_path: Path, context: AdapterContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    root = tmp_path / "blobs"
+    stub = await binding.stub(LocalBlobStore(LocalBlobOptions(root=root), context))
+
     def no_space(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -354,4 +417,9 @@ async def test_a_full_disk_stores_nothing_and_says_so(
     with refused(NotFoundError, "BLOB_NOT_FOUND"):
         await stat(stub, "k")
     await binding.stop()
-    assert files(root) == []
+    assert Store(stub, binding, root).files() == []
+    full = await binding.stub(FakeBlobStore(FakeBlobOptions(max_bytes=5), context))
+    await write(full, "k", b"abc")
+    await write(full, "k", b"abcde")
+    with refused(ResourceExhaustedError, "DISK_FULL"):
+        await write(full, "l", b"f")

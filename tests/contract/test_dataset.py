@@ -20,6 +20,7 @@ from crucible.port.dataset.v1 import dataset_pb2
 from crucible_adapters.builtin import word_problems
 from crucible_adapters.dataset.huggingface import HuggingFaceDatasetOptions, HuggingFaceDatasets
 from crucible_adapters.dataset.local import LocalDatasetOptions, LocalDatasets
+from crucible_adapters.fakes.dataset import FakeDatasetOptions, FakeDatasets
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import (
     FailedPreconditionError,
@@ -45,6 +46,10 @@ def huggingface_datasets(context: AdapterContext, **options: Any) -> LocalDatase
     return HuggingFaceDatasets(HuggingFaceDatasetOptions(endpoint="http://127.0.0.1:9", **options), context)
 
 
+def fake_datasets(context: AdapterContext, **options: Any) -> FakeDatasets:
+    return FakeDatasets(FakeDatasetOptions(**options), context)
+
+
 MakeDatasets = Callable[..., LocalDatasets]
 
 
@@ -57,6 +62,41 @@ def make(request: pytest.FixtureRequest) -> MakeDatasets:
 @pytest.fixture
 async def stub(binding: Binding, make: MakeDatasets, context: AdapterContext) -> Any:
     return await binding.stub(make(context))
+
+
+class Held:
+    """An adapter, and a way to give it rows.
+
+    Args:
+        datasets: where the fake looks rows up; None: they go into files.
+    """
+
+    def __init__(self, stub: Any, folder: Path, datasets: dict[str, Any] | None) -> None:
+        self.stub = stub
+        self._folder = folder
+        self._datasets = datasets
+        self._given = 0
+
+    def give(self, rows: Sequence[Row]) -> str:
+        """The name by which these rows are opened."""
+        self._given += 1
+        if self._datasets is None:
+            return str(write_jsonl(self._folder / f"rows-{self._given}.jsonl", rows))
+        self._datasets[f"rows-{self._given}"] = {"train": list(rows)}
+        return f"rows-{self._given}"
+
+
+@pytest.fixture(params=[local_datasets, huggingface_datasets, fake_datasets])
+def any_make(request: pytest.FixtureRequest) -> MakeDatasets:
+    """Every adapter."""
+    return request.param
+
+
+@pytest.fixture
+async def held(binding: Binding, any_make: MakeDatasets, context: AdapterContext, tmp_path: Path) -> Held:
+    adapter = any_make(context)
+    datasets = adapter.datasets if isinstance(adapter, FakeDatasets) else None
+    return Held(await binding.stub(adapter), tmp_path, datasets)
 
 
 @pytest.fixture
@@ -102,9 +142,16 @@ async def read(stub: Any, info: dataset_pb2.DatasetInfo, rows: Row | None = None
     return [json.loads(row) for each in await responses(stub, info, rows or span()) for row in each.rows_json]
 
 
-@pytest.mark.parametrize("suffix", WRITERS)
-async def test_rows_come_by_range_and_by_number(stub: Any, tmp_path: Path, suffix: str) -> None:
-    info = await open_dataset(stub, WRITERS[suffix](tmp_path / f"rows{suffix}", ROWS))
+async def test_rows_come_by_range_and_by_number(held: Held) -> None:
+    await check_rows(held.stub, held.give(ROWS))
+
+
+async def test_parquet_rows_come_by_range_and_by_number(stub: Any, tmp_path: Path) -> None:
+    await check_rows(stub, write_parquet(tmp_path / "rows.parquet", ROWS))
+
+
+async def check_rows(stub: Any, uri: object) -> None:
+    info = await open_dataset(stub, uri)
     assert info.num_rows == len(ROWS)
     assert list(info.columns) == ["completion", "n", "prompt"]
     assert await read(stub, info) == ROWS
@@ -130,19 +177,20 @@ async def test_the_same_rows_have_one_fingerprint_whatever_holds_them(local_stub
     assert len(fingerprints) == 1
 
 
-async def test_other_rows_or_another_order_have_another_fingerprint(local_stub: Any, tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "rows.jsonl", ROWS[:5])
-    other = write_jsonl(tmp_path / "other.jsonl", [*ROWS[:4], {**ROWS[4], "n": 5}])
+async def test_other_rows_or_another_order_have_another_fingerprint(held: Held) -> None:
+    stub, uri = held.stub, held.give(ROWS[:5])
+    other = held.give([*ROWS[:4], {**ROWS[4], "n": 5}])
     views = [(), ({"skip": 1},), ({"take": 4},), ({"shuffle_seed": 1},), ({"shuffle_seed": 2},), ({"take": 0},)]
-    fingerprints = [(await open_dataset(local_stub, path, *view)).fingerprint for view in views]
-    fingerprints.append((await open_dataset(local_stub, other)).fingerprint)
+    fingerprints = [(await open_dataset(stub, uri, *view)).fingerprint for view in views]
+    fingerprints.append((await open_dataset(stub, other)).fingerprint)
     assert len(set(fingerprints)) == len(fingerprints)
     # The same rows by another way are the same.
-    assert (await open_dataset(local_stub, path, select(1, 2, 3, 4))).fingerprint == fingerprints[1]
+    assert (await open_dataset(stub, uri, select(1, 2, 3, 4))).fingerprint == fingerprints[1]
+    assert (await open_dataset(stub, held.give(ROWS[1:5]))).fingerprint == fingerprints[1]
 
 
-async def test_transforms_apply_in_order(stub: Any, tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+async def test_transforms_apply_in_order(held: Held) -> None:
+    stub, path = held.stub, held.give(ROWS)
     order = np.random.default_rng(7).permutation(600)[10:30]
     expected = [ROWS[100 + i] for i in order][::-1]
     reverse = select(*range(19, -1, -1))
@@ -155,8 +203,9 @@ async def test_transforms_apply_in_order(stub: Any, tmp_path: Path) -> None:
         await open_dataset(stub, path, {})
 
 
-async def test_rows_out_of_range_are_refused_before_any_row_is_sent(stub: Any, tmp_path: Path) -> None:
-    info = await open_dataset(stub, write_jsonl(tmp_path / "rows.jsonl", ROWS))
+async def test_rows_out_of_range_are_refused_before_any_row_is_sent(held: Held) -> None:
+    stub = held.stub
+    info = await open_dataset(stub, held.give(ROWS))
     with refused(OutOfRangeError, "ROW_OUT_OF_RANGE", field="select.indices[2]", says="is 700"):
         async for _ in stub.ReadRows(dataset_pb2.ReadRowsRequest(dataset_id=info.dataset_id, **select(0, 1, 700))):
             pytest.fail("a row came before the refusal")
@@ -166,20 +215,20 @@ async def test_rows_out_of_range_are_refused_before_any_row_is_sent(stub: Any, t
         await responses(stub, info, {})
 
 
-async def test_responses_are_small(stub: Any, tmp_path: Path) -> None:
+async def test_responses_are_small(held: Held) -> None:
     large = [{"text": "\u00e9" * 150_000, "n": i} for i in range(12)]  # 300 kB each in UTF-8
-    info = await open_dataset(stub, write_jsonl(tmp_path / "rows.jsonl", [*ROWS, *large]))
-    messages = await responses(stub, info, span())
+    info = await open_dataset(held.stub, held.give([*ROWS, *large]))
+    messages = await responses(held.stub, info, span())
     assert max(len(each.rows_json) for each in messages) <= 256
     assert max(each.ByteSize() for each in messages) <= 1024 * 1024 + 4096
     assert sum(len(each.rows_json) for each in messages) == 712
 
 
-async def test_a_row_larger_than_a_batch_comes_alone(stub: Any, tmp_path: Path) -> None:
+async def test_a_row_larger_than_a_batch_comes_alone(held: Held) -> None:
     rows = [{"text": "a"}, {"text": "x" * 3_000_000}, {"text": "b"}]
-    info = await open_dataset(stub, write_jsonl(tmp_path / "rows.jsonl", rows))
-    assert [len(each.rows_json) for each in await responses(stub, info, span())] == [1, 1, 1]
-    assert await read(stub, info) == rows
+    info = await open_dataset(held.stub, held.give(rows))
+    assert [len(each.rows_json) for each in await responses(held.stub, info, span())] == [1, 1, 1]
+    assert await read(held.stub, info) == rows
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
@@ -369,6 +418,17 @@ async def test_paths_stay_within_the_allowed_folders(binding: Binding, make: Mak
     assert await read(stub, await open_dataset(stub, inside)) == ROWS[:1]
 
 
+async def test_the_fake_generates_rows_from_its_seed(binding: Binding, context: AdapterContext) -> None:
+    stub = await binding.stub(fake_datasets(context, seed=3, rows=5))
+    for uri in ("builtin:word-problems", "fake/rows"):
+        for split in ("train", "test"):
+            info = await open_dataset(stub, uri, split=split)
+            assert await read(stub, info) == word_problems.generate(5, 3, split)  # type: ignore[arg-type]
+    assert (await open_dataset(stub, "fake/rows")).dataset_id == "dataset-5"
+    with refused(NotFoundError, "DATASET_NOT_FOUND", says="only builtin:word-problems, fake/rows"):
+        await open_dataset(stub, "fake/others")
+
+
 async def test_builtin_rows_are_those_of_their_generator(stub: Any) -> None:
     seen: dict[str, str] = {}
     for split, count in word_problems.DEFAULT_ROWS.items():
@@ -381,8 +441,9 @@ async def test_builtin_rows_are_those_of_their_generator(stub: Any) -> None:
     assert (default.source.split, default.fingerprint) == ("train", seen["train"])
 
 
-async def test_a_closed_handle_is_gone(stub: Any, tmp_path: Path) -> None:
-    info = await open_dataset(stub, write_jsonl(tmp_path / "rows.jsonl", ROWS[:1]))
+async def test_a_closed_handle_is_gone(held: Held) -> None:
+    stub = held.stub
+    info = await open_dataset(stub, held.give(ROWS[:1]))
     for _ in range(2):
         await stub.CloseDataset(dataset_pb2.CloseDatasetRequest(dataset_id=info.dataset_id))
     with refused(NotFoundError, "DATASET_NOT_FOUND", says=info.dataset_id):
@@ -391,8 +452,8 @@ async def test_a_closed_handle_is_gone(stub: Any, tmp_path: Path) -> None:
         await stub.GetDatasetInfo(dataset_pb2.GetDatasetInfoRequest(dataset_id=info.dataset_id))
 
 
-async def test_open_datasets_are_limited(binding: Binding, make: MakeDatasets, context: AdapterContext) -> None:
-    stub = await binding.stub(make(context, max_open=2))
+async def test_open_datasets_are_limited(binding: Binding, any_make: MakeDatasets, context: AdapterContext) -> None:
+    stub = await binding.stub(any_make(context, max_open=2))
     opened = [await open_dataset(stub, "builtin:word-problems", split="test") for _ in range(2)]
     with refused(ResourceExhaustedError, "TOO_MANY_DATASETS", says="max_open"):
         await open_dataset(stub, "builtin:word-problems")
@@ -417,15 +478,23 @@ async def test_finding_fills_the_defaults_in_and_reads_no_row(stub: Any, tmp_pat
         await open_dataset(stub, file)
 
 
-async def test_what_is_not_there_is_not_found(stub: Any, tmp_path: Path) -> None:
+async def test_a_path_that_is_not_there_is_not_found(stub: Any, tmp_path: Path) -> None:
     with refused(NotFoundError, "DATASET_NOT_FOUND", says="no such file"):
+        await find(stub, tmp_path / "rows.jsonl")
+    with refused(InvalidArgumentError, "PATH_NOT_ALLOWED", field="source.uri"):
+        await find(stub, "rows.jsonl")
+
+
+async def test_what_is_not_there_is_not_found(held: Held, tmp_path: Path) -> None:
+    stub = held.stub
+    with refused(NotFoundError, "DATASET_NOT_FOUND"):
         await find(stub, tmp_path / "rows.jsonl")
     with refused(NotFoundError, "DATASET_NOT_FOUND", says="only test, train"):
         await find(stub, "builtin:word-problems", split="dev")
     with refused(InvalidArgumentError, "FIELD_INVALID", field="source.revision"):
         await find(stub, "builtin:word-problems", revision="main")
-    with refused(InvalidArgumentError, "PATH_NOT_ALLOWED", field="source.uri"):
-        await find(stub, "rows.jsonl")
+    found = await find(stub, "builtin:word-problems")
+    assert found == dataset_pb2.DatasetSource(uri="builtin:word-problems", split="train")
 
 
 async def test_the_local_adapter_says_where_the_hub_is(local_stub: Any) -> None:
@@ -437,9 +506,19 @@ def fields(**source_by_name: str) -> Row:
     return {"fields": dataset_pb2.FieldMapping(source_by_name=source_by_name)}
 
 
-@pytest.mark.parametrize("suffix", WRITERS)
-async def test_a_field_mapping_renames_and_drops(stub: Any, tmp_path: Path, suffix: str) -> None:
-    path = WRITERS[suffix](tmp_path / f"rows{suffix}", ROWS)
+async def test_a_field_mapping_renames_and_drops(held: Held) -> None:
+    await check_mapping(held, held.give(ROWS))
+
+
+async def test_a_field_mapping_of_parquet_rows_renames_and_drops(
+    binding: Binding, make: MakeDatasets, context: AdapterContext, tmp_path: Path
+) -> None:
+    held = Held(await binding.stub(make(context)), tmp_path, None)
+    await check_mapping(held, write_parquet(tmp_path / "rows.parquet", ROWS))
+
+
+async def check_mapping(held: Held, path: object) -> None:
+    stub = held.stub
     expected = [{"question": row["prompt"], "number": row["n"]} for row in ROWS]
     info = await open_dataset(stub, path, fields(question="prompt", number="n"))
     assert list(info.columns) == ["number", "question"]
@@ -447,15 +526,15 @@ async def test_a_field_mapping_renames_and_drops(stub: Any, tmp_path: Path, suff
     assert await read(stub, info, select(699, 0, 0)) == [expected[i] for i in (699, 0, 0)]
     # The fingerprint is that of rows which have these fields to begin with, wherever the mapping stands.
     order = np.random.default_rng(3).permutation(50)
-    same = write_jsonl(tmp_path / "same.jsonl", [expected[i] for i in order])
+    same = held.give([expected[i] for i in order])
     mapped = await open_dataset(stub, path, {"take": 50}, fields(question="prompt", number="n"), {"shuffle_seed": 3})
     assert mapped.fingerprint == (await open_dataset(stub, same)).fingerprint
     twice = await open_dataset(stub, path, fields(a="prompt", b="n"), {"take": 50}, fields(question="a", number="b"))
     assert await read(stub, twice) == expected[:50]
 
 
-async def test_a_field_mapping_names_fields_that_every_row_has(stub: Any, tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "rows.jsonl", [{"a": 1, "b": 1}, {"a": 2}])
+async def test_a_field_mapping_names_fields_that_every_row_has(held: Held) -> None:
+    stub, path = held.stub, held.give([{"a": 1, "b": 1}, {"a": 2}])
     with refused(
         InvalidArgumentError, "DATASET_MALFORMED", says=f"{path}, row 2: has no field 'b' for the field mapping, only a"
     ):
@@ -482,11 +561,9 @@ async def test_streaming_is_a_capability(local_stub: Any) -> None:
         await open_streaming(local_stub, "builtin:word-problems", {"take": 1})
 
 
-async def test_streaming_a_file_gives_the_rows_that_are_kept(
-    binding: Binding, context: AdapterContext, tmp_path: Path
-) -> None:
-    stub = await binding.stub(huggingface_datasets(context))
-    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+@pytest.mark.parametrize("any_make", [huggingface_datasets, fake_datasets])
+async def test_streaming_gives_the_rows_that_are_kept(held: Held) -> None:
+    stub, path = held.stub, held.give(ROWS)
     transforms = ({"skip": 5}, fields(n="n"), {"take": 20}, {"shuffle_seed": 1}, {"take": 10})
     streamed, opened = await open_streaming(stub, path, *transforms), await open_dataset(stub, path, *transforms)
     assert streamed.fingerprint == opened.fingerprint

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import zlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from crucible.port.hub.v1 import hub_pb2
 from crucible_adapters.builtin import weights as builtin_models
+from crucible_adapters.fakes.hub import FakeHub, FakeHubOptions
 from crucible_adapters.hub.huggingface import HuggingFaceHub
 from crucible_adapters.hub.local import LocalHub, LocalHubOptions
 from crucible_adapters.huggingface.options import HuggingFaceOptions
@@ -59,6 +61,38 @@ async def root_stub(binding: Binding, root: Path, context: AdapterContext) -> An
     return await binding.stub(LocalHub(LocalHubOptions(root=root), context))
 
 
+@pytest.fixture(params=["local", "fake"])
+async def named_stub(request: pytest.FixtureRequest, binding: Binding, root: Path, context: AdapterContext) -> Any:
+    """Every adapter that stores uploads to owner/name on this machine."""
+    if request.param == "fake":
+        return await binding.stub(FakeHub(FakeHubOptions(), context))
+    return await binding.stub(LocalHub(LocalHubOptions(root=root), context))
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repository that holds FILES, and what serves it."""
+
+    stub: Any
+    name: object
+
+
+@pytest.fixture(params=["folder of local", "folder of huggingface", "name of local", "name of fake"])
+async def repo(
+    request: pytest.FixtureRequest, binding: Binding, root: Path, context: AdapterContext, tmp_path: Path
+) -> Repo:
+    if request.param == "name of fake":
+        stub = await binding.stub(FakeHub(FakeHubOptions(), context))
+        for path, data in FILES.items():
+            await upload(stub, "me/model", path, data)
+        return Repo(stub, "me/model")
+    if request.param == "name of local":
+        make_repo(root / "me" / "model")
+        return Repo(await binding.stub(LocalHub(LocalHubOptions(root=root), context)), "me/model")
+    make = local_hub if request.param == "folder of local" else huggingface_hub
+    return Repo(await binding.stub(make(context)), make_repo(tmp_path / "model"))
+
+
 def make_repo(folder: Path) -> Path:
     for name, data in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -98,11 +132,16 @@ async def upload(stub: Any, repo: object, path: str, data: bytes, sha256: str = 
     return await stub.UploadFile(requests())
 
 
-async def test_a_folder_is_described_by_what_it_holds(stub: Any, tmp_path: Path) -> None:
+async def test_a_repository_is_described_by_what_it_holds(repo: Repo) -> None:
+    response = await info(repo.stub, repo.name)
+    assert response.ref == ref(repo.name, revision_of(FILES))
+    assert (response.num_files, response.size_bytes) == (4, sum(map(len, FILES.values())))
+    assert response.HasField("update_time")
+
+
+async def test_a_folder_has_changed_when_its_newest_file_has(stub: Any, tmp_path: Path) -> None:
     folder = make_repo(tmp_path / "model")
     response = await info(stub, folder)
-    assert response.ref == ref(folder, revision_of(FILES))
-    assert (response.num_files, response.size_bytes) == (4, sum(map(len, FILES.values())))
     newest = max((folder / name).stat().st_mtime_ns for name in FILES)
     assert response.update_time.ToNanoseconds() == newest
 
@@ -127,41 +166,70 @@ async def test_a_snapshot_of_a_folder_is_the_folder(stub: Any, tmp_path: Path) -
         assert response.ref == ref(folder, revision_of(FILES))
 
 
-async def test_files_are_listed_by_path_with_their_hashes(stub: Any, tmp_path: Path) -> None:
-    folder = make_repo(tmp_path / "model")
+async def test_files_are_listed_by_path_with_their_hashes(repo: Repo) -> None:
     files, token = [], ""
     while True:
-        request = hub_pb2.ListRepoFilesRequest(ref=ref(folder), page_size=3, page_token=token)
-        response = await stub.ListRepoFiles(request)
+        request = hub_pb2.ListRepoFilesRequest(ref=ref(repo.name), page_size=3, page_token=token)
+        response = await repo.stub.ListRepoFiles(request)
         files.extend((each.path, each.size_bytes, each.sha256) for each in response.files)
         token = response.next_page_token
         if not token:
             break
     assert files == [(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in sorted(FILES.items())]
-    token = (await stub.ListRepoFiles(hub_pb2.ListRepoFilesRequest(ref=ref(folder), page_size=1))).next_page_token
-    other = hub_pb2.ListRepoFilesRequest(ref=ref(make_repo(tmp_path / "other")), page_token=token)
+    request = hub_pb2.ListRepoFilesRequest(ref=ref(repo.name), page_size=1)
+    token = (await repo.stub.ListRepoFiles(request)).next_page_token
+    other = hub_pb2.ListRepoFilesRequest(ref=ref("builtin:tiny-qwen3"), page_token=token)
     with refused(InvalidArgumentError, "PAGE_TOKEN_INVALID", field="page_token"):
-        await stub.ListRepoFiles(other)
+        await repo.stub.ListRepoFiles(other)
 
 
-async def test_files_download_in_checked_chunks(stub: Any, tmp_path: Path) -> None:
-    folder = make_repo(tmp_path / "model")
+async def test_files_download_in_checked_chunks(repo: Repo) -> None:
     for name, data in FILES.items():
-        responses = await download(stub, folder, name)
+        responses = await download(repo.stub, repo.name, name)
         assert b"".join(each.data for each in responses) == data
         assert [each.offset for each in responses] == list(range(0, max(len(data), 1), CHUNK))
         assert all(each.crc32 == zlib.crc32(each.data) and len(each.data) <= CHUNK for each in responses)
 
 
-async def test_only_the_repository_s_own_files_download(stub: Any, tmp_path: Path) -> None:
-    folder = make_repo(tmp_path / "model")
+async def test_only_the_repository_s_own_files_download(repo: Repo, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     for path in ("missing.json", "sub", ".git/HEAD"):
         with refused(NotFoundError, "HUB_FILE_NOT_FOUND", says=repr(path)):
-            await download(stub, folder, path)
+            await download(repo.stub, repo.name, path)
     for path in ("../secret", "/etc/passwd", "sub/../../secret"):
         with refused(InvalidArgumentError, "FIELD_INVALID", field="path"):
-            await download(stub, folder, path)
+            await download(repo.stub, repo.name, path)
+
+
+async def test_a_snapshot_is_a_folder_with_the_files_that_were_asked_for(repo: Repo) -> None:
+    request = hub_pb2.SnapshotRepoRequest(
+        ref=ref(repo.name), allow_patterns=["*.json", "*.txt"], ignore_patterns=["sub/*"]
+    )
+    first = await repo.stub.SnapshotRepo(request)
+    assert await repo.stub.SnapshotRepo(request) == first
+    assert first.ref == ref(repo.name, revision_of(FILES))
+    assert (Path(first.local_path) / "config.json").read_bytes() == FILES["config.json"]
+    everything = await repo.stub.SnapshotRepo(hub_pb2.SnapshotRepoRequest(ref=ref(repo.name)))
+    held = {name: (Path(everything.local_path) / name).read_bytes() for name in FILES}
+    assert held == FILES
+
+
+async def test_the_fake_brings_only_what_was_asked_for(binding: Binding, context: AdapterContext) -> None:
+    stub = await binding.stub(FakeHub(FakeHubOptions(), context))
+    request = hub_pb2.SnapshotRepoRequest(
+        ref=ref("fake/model"), allow_patterns=["*"], ignore_patterns=["*.safetensors"]
+    )
+    folder = Path((await stub.SnapshotRepo(request)).local_path)
+    assert folder.is_relative_to(context.data_dir)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "tokenizer.json"]
+
+
+async def test_the_fake_gives_the_same_files_for_the_same_seed(binding: Binding, context: AdapterContext) -> None:
+    stubs = [await binding.stub(FakeHub(FakeHubOptions(seed=seed), context)) for seed in (1, 1, 2)]
+    revisions = [(await info(stub, "builtin:tiny-qwen3")).ref.revision for stub in stubs]
+    assert revisions[0] == revisions[1] != revisions[2]
+    with refused(NotFoundError, "REPO_NOT_FOUND", says="fake/model"):
+        await info(stubs[0], "me/model")
 
 
 async def test_paths_stay_within_the_allowed_folders(binding: Binding, make_hub: MakeHub, tmp_path: Path) -> None:
@@ -209,18 +277,26 @@ async def test_owner_and_name_are_looked_for_below_the_root(root_stub: Any, root
     assert (await info(root_stub, "Qwen/Qwen3-0.6B")).num_files == 4
 
 
-async def test_what_is_not_there_or_no_name_is_refused(stub: Any, tmp_path: Path) -> None:
+async def test_what_is_not_there_is_refused(stub: Any, tmp_path: Path) -> None:
     with refused(NotFoundError, "REPO_NOT_FOUND", says="did you mean tiny-qwen3?"):
         await info(stub, "builtin:tiny-qwen")
     with refused(NotFoundError, "REPO_NOT_FOUND", says="no such folder"):
         await info(stub, tmp_path / "missing")
-    for repo in ("gpt2", "a/b/c", "../x", "./x", "owner/..", "a b/c"):
+
+
+async def test_what_is_no_name_is_refused(repo: Repo, tmp_path: Path) -> None:
+    for name in ("gpt2", "a/b/c", "../x", "./x", "owner/..", "a b/c"):
         with refused(InvalidArgumentError, "FIELD_INVALID", field="ref.repo"):
-            await info(stub, repo)
+            await info(repo.stub, name)
+    for name in ("builtin:tiny-qwen", tmp_path / "missing"):
+        with refused(NotFoundError, "REPO_NOT_FOUND"):
+            await info(repo.stub, name)
+    with refused(NotFoundError, "REVISION_NOT_FOUND", says="0" * 40):
+        await info(repo.stub, repo.name, "0" * 40)
 
 
-async def test_an_upload_makes_a_revision(root_stub: Any, binding: Binding, root: Path) -> None:
-    stub = root_stub
+async def test_an_upload_makes_a_revision(named_stub: Any) -> None:
+    stub = named_stub
     files: dict[str, bytes] = {}
     for path, data in (
         ("config.json", b"{}"),
@@ -239,12 +315,17 @@ async def test_an_upload_makes_a_revision(root_stub: Any, binding: Binding, root
         await upload(stub, "me/model", "more", b"y", revision=current)
     with refused(NotFoundError, "REVISION_NOT_FOUND"):
         await upload(stub, "me/new", "more", b"y", revision=current)
+    assert [each.data for each in await download(stub, "me/model", "more")] == [b"x"]
+
+
+async def test_an_upload_is_a_file_below_the_root(root_stub: Any, binding: Binding, root: Path) -> None:
+    await upload(root_stub, "me/model", "sub/more", b"x")
     await binding.stop()
-    assert (root / "me/model/more").read_bytes() == b"x"
+    assert (root / "me/model/sub/more").read_bytes() == b"x"
 
 
-async def test_a_damaged_or_broken_upload_leaves_what_was_there(root_stub: Any, binding: Binding, root: Path) -> None:
-    stub = root_stub
+async def test_a_damaged_or_broken_upload_leaves_what_was_there(named_stub: Any, binding: Binding, root: Path) -> None:
+    stub = named_stub
     await upload(stub, "me/model", "a", b"old")
     with refused(DataLossError, "HUB_FILE_CORRUPT", says="nothing was stored"):
         await upload(stub, "me/model", "a", b"new", sha256="0" * 64)
@@ -257,16 +338,17 @@ async def test_a_damaged_or_broken_upload_leaves_what_was_there(root_stub: Any, 
 
     with pytest.raises(LookupError):
         await stub.UploadFile(failing())
+    assert [each.data for each in await download(stub, "me/model", "a")] == [b"old"]
+    assert (await info(stub, "me/model")).num_files == 1
     await binding.stop()
-    assert [path.name for path in root.rglob("*") if path.is_file()] == ["a"]
-    assert (root / "me/model/a").read_bytes() == b"old"
+    assert [path.name for path in root.rglob("*") if path.is_file()] in ([], ["a"])
 
 
-async def test_uploads_go_only_into_named_repositories(stub: Any, tmp_path: Path) -> None:
-    folder = make_repo(tmp_path / "model")
-    for repo in (folder, "builtin:tiny-qwen3"):
+async def test_uploads_go_only_into_named_repositories(repo: Repo, tmp_path: Path) -> None:
+    stub = repo.stub
+    for name in (tmp_path, "builtin:tiny-qwen3"):
         with refused(FailedPreconditionError, "REPO_READ_ONLY", says="owner/name"):
-            await upload(stub, repo, "x", b"x")
+            await upload(stub, name, "x", b"x")
     # .git is no part of a repository, on a disk or on a hub.
     for path in ("../x", "/x", "a//b", ".git/config", ""):
         with refused(InvalidArgumentError, "FIELD_INVALID", field="header.path"):
@@ -275,18 +357,18 @@ async def test_uploads_go_only_into_named_repositories(stub: Any, tmp_path: Path
         await upload(stub, "../model", "x", b"x")
 
 
-async def test_an_upload_is_a_header_and_chunks(stub: Any) -> None:
+async def test_an_upload_is_a_header_and_chunks(repo: Repo) -> None:
     async def only(*requests: hub_pb2.UploadFileRequest) -> AsyncIterator[hub_pb2.UploadFileRequest]:
         for request in requests:
             yield request
 
     for requests in ((), (hub_pb2.UploadFileRequest(chunk=b"x"),)):
         with refused(InvalidArgumentError, "FIELD_INVALID", field="header"):
-            await stub.UploadFile(only(*requests))
+            await repo.stub.UploadFile(only(*requests))
 
 
-async def test_files_and_folders_do_not_take_each_other_s_place(root_stub: Any) -> None:
-    await upload(root_stub, "me/model", "a/b", b"x")
+async def test_files_and_folders_do_not_take_each_other_s_place(named_stub: Any) -> None:
+    await upload(named_stub, "me/model", "a/b", b"x")
     for path in ("a", "a/b/c"):
         with refused(InvalidArgumentError, "FIELD_INVALID", field="header.path"):
-            await upload(root_stub, "me/model", path, b"x")
+            await upload(named_stub, "me/model", path, b"x")

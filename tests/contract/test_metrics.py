@@ -7,6 +7,7 @@ import itertools
 import math
 import sqlite3
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crucible.port.metrics.v1 import metrics_pb2, metrics_pb2_grpc
+from crucible_adapters.fakes.metrics import FakeMetricsOptions, FakeMetricsStore
 from crucible_adapters.metrics.sqlite import SqliteMetricsStore
 from crucible_kit.adapter import AdapterContext, AdapterOptions
 from crucible_kit.channel import ObjectChannel
@@ -25,9 +27,26 @@ from tests.contract.refusals import refused
 SERVICE = "crucible.port.metrics.v1.MetricsStoreService"
 
 
+def sqlite_metrics(context: AdapterContext) -> SqliteMetricsStore:
+    return SqliteMetricsStore(AdapterOptions(), context)
+
+
+def fake_metrics(context: AdapterContext) -> FakeMetricsStore:
+    return FakeMetricsStore(FakeMetricsOptions(), context)
+
+
+MakeMetrics = Callable[[AdapterContext], Any]
+
+
+@pytest.fixture(params=[sqlite_metrics, fake_metrics])
+def make(request: pytest.FixtureRequest) -> MakeMetrics:
+    """Every adapter."""
+    return request.param
+
+
 @pytest.fixture
-async def stub(binding: Binding, context: AdapterContext) -> Any:
-    return await binding.stub(SqliteMetricsStore(AdapterOptions(), context))
+async def stub(binding: Binding, make: MakeMetrics, context: AdapterContext) -> Any:
+    return await binding.stub(make(context))
 
 
 def point(name: str, step: int, value: float, seconds: int | None = None) -> metrics_pb2.MetricPoint:
@@ -68,14 +87,27 @@ async def test_values_come_back_by_rising_step(stub: Any) -> None:
     assert await query(stub, "train/loss", run="none") == []
 
 
-async def test_every_number_is_kept_as_it_is(stub: Any, binding: Binding, context: AdapterContext) -> None:
-    values = [math.inf, -math.inf, math.nan, 5e-324, 1.7976931348623157e308, -0.1, 3.0]
-    await record(stub, 1, *(point(f"x{number}", 0, value) for number, value in enumerate(values)))
-    again = await binding.stub(SqliteMetricsStore(AdapterOptions(), context))
-    for reader in (stub, again):
-        found = [each.value for each in await latest(reader)]
-        assert struct.pack("<7d", *found) == struct.pack("<7d", *values)
-        assert struct.pack("<d", (await query(reader, "x2"))[0][1]) == struct.pack("<d", math.nan)
+VALUES = [math.inf, -math.inf, math.nan, 5e-324, 1.7976931348623157e308, -0.1, 3.0]
+
+
+async def test_every_number_is_kept_as_it_is(stub: Any) -> None:
+    await record_values(stub)
+    await check_values(stub)
+
+
+async def test_every_number_is_there_after_a_restart(binding: Binding, context: AdapterContext) -> None:
+    await record_values(await binding.stub(sqlite_metrics(context)))
+    await check_values(await binding.stub(sqlite_metrics(context)))
+
+
+async def record_values(stub: Any) -> None:
+    await record(stub, 1, *(point(f"x{number}", 0, value) for number, value in enumerate(VALUES)))
+
+
+async def check_values(stub: Any) -> None:
+    found = [each.value for each in await latest(stub)]
+    assert struct.pack("<7d", *found) == struct.pack("<7d", *VALUES)
+    assert struct.pack("<d", (await query(stub, "x2"))[0][1]) == struct.pack("<d", math.nan)
 
 
 async def test_a_repeated_batch_changes_nothing(stub: Any) -> None:
@@ -177,8 +209,8 @@ batches = st.lists(
 )
 
 
-def test_the_store_equals_a_dictionary(context: AdapterContext) -> None:
-    store = SqliteMetricsStore(AdapterOptions(), context)
+def test_the_store_equals_a_dictionary(make: MakeMetrics, context: AdapterContext) -> None:
+    store = make(context)
     stub = metrics_pb2_grpc.MetricsStoreServiceStub(ObjectChannel({SERVICE: store}))
     numbers = itertools.count()
 

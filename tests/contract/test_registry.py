@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from crucible.port.registry.v1 import registry_pb2 as pb
+from crucible_adapters.fakes.registry import FakeModelRegistry, FakeRegistryOptions
 from crucible_adapters.registry.sqlite import SqliteModelRegistry
 from crucible_kit.adapter import AdapterContext, AdapterOptions
 from crucible_kit.errors import (
@@ -24,9 +25,18 @@ from tests.contract.refusals import refused
 MODEL, DATASET, RUN = pb.NODE_KIND_MODEL_VERSION, pb.NODE_KIND_DATASET, pb.NODE_KIND_RUN
 
 
-@pytest.fixture
-async def stub(binding: Binding, context: AdapterContext) -> Any:
-    return await binding.stub(SqliteModelRegistry(AdapterOptions(), context))
+def sqlite_registry(context: AdapterContext) -> SqliteModelRegistry:
+    return SqliteModelRegistry(AdapterOptions(), context)
+
+
+def fake_registry(context: AdapterContext) -> FakeModelRegistry:
+    return FakeModelRegistry(FakeRegistryOptions(), context)
+
+
+@pytest.fixture(params=[sqlite_registry, fake_registry])
+async def stub(request: pytest.FixtureRequest, binding: Binding, context: AdapterContext) -> Any:
+    """Every adapter."""
+    return await binding.stub(request.param(context))
 
 
 def version(run: str, **fields: Any) -> pb.ModelVersion:
@@ -58,13 +68,15 @@ async def lineage(stub: Any, node: tuple[Any, str], **fields: Any) -> list[tuple
     return [(each.from_node.id, each.to_node.id) for each in (await stub.GetLineage(request)).edges]
 
 
-async def test_a_version_comes_back_as_registered(stub: Any, binding: Binding, context: AdapterContext) -> None:
-    given = version(
-        "r1",
-        metrics={"eval/heldout/mean_nll": 1.25, "nan": math.nan, "inf": -math.inf},
-        artifacts=[pb.Artifact(name="b", uri="file:///b", sha256="b" * 64), pb.Artifact(name="a", uri="file:///a")],
-    )
-    stored = await register(stub, given)
+GIVEN = version(
+    "r1",
+    metrics={"eval/heldout/mean_nll": 1.25, "nan": math.nan, "inf": -math.inf},
+    artifacts=[pb.Artifact(name="b", uri="file:///b", sha256="b" * 64), pb.Artifact(name="a", uri="file:///a")],
+)
+
+
+async def test_a_version_comes_back_as_registered(stub: Any) -> None:
+    stored = await register(stub, GIVEN)
     assert stored.version_id
     assert stored.stage == pb.VERSION_STAGE_EXPERIMENT
     assert stored.create_time.seconds > 0
@@ -72,13 +84,20 @@ async def test_a_version_comes_back_as_registered(stub: Any, binding: Binding, c
     assert stored.metrics["inf"] == -math.inf
     assert math.isnan(stored.metrics["nan"])
     for name in ("run_id", "model_name", "checkpoint_uri", "manifest_sha256", "base_model", "config_sha256"):
-        assert getattr(stored, name) == getattr(given, name)
-    again = await binding.stub(SqliteModelRegistry(AdapterOptions(), context))
-    for reader in (stub, again):
-        for key in ({"run_id": "r1"}, {"version_id": stored.version_id}):
-            # Bytes: a NaN is not equal to itself.
-            found = await get(reader, **key)
-            assert found.SerializeToString(deterministic=True) == stored.SerializeToString(deterministic=True)
+        assert getattr(stored, name) == getattr(GIVEN, name)
+    await check_stored(stub, stored)
+
+
+async def test_a_version_is_there_after_a_restart(binding: Binding, context: AdapterContext) -> None:
+    stored = await register(await binding.stub(sqlite_registry(context)), GIVEN)
+    await check_stored(await binding.stub(sqlite_registry(context)), stored)
+
+
+async def check_stored(stub: Any, stored: pb.ModelVersion) -> None:
+    for key in ({"run_id": stored.run_id}, {"version_id": stored.version_id}):
+        # Bytes: a NaN is not equal to itself.
+        found = await get(stub, **key)
+        assert found.SerializeToString(deterministic=True) == stored.SerializeToString(deterministic=True)
 
 
 async def test_a_run_has_one_version(stub: Any) -> None:

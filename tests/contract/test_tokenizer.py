@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 from crucible.port.tokenizer.v1 import tokenizer_pb2 as pb
 from crucible.type.v1 import message_pb2
+from crucible_adapters.fakes.tokenizer import FakeTokenizer, FakeTokenizerOptions
 from crucible_adapters.tokenizer.folder import FolderTokenizer
 from crucible_adapters.tokenizer.tokenizers_folder import TokenizersFolder
 from crucible_kit.adapter import AdapterContext, AdapterOptions
@@ -80,6 +81,21 @@ FOLDERS = {
 @pytest.fixture
 async def stub(binding: Binding, context: AdapterContext) -> Any:
     return await binding.stub(TokenizersFolder(AdapterOptions(), context))
+
+
+class Served(NamedTuple):
+    """A tokenizer and what serves it."""
+
+    stub: Any
+    name: Path
+
+
+@pytest.fixture(params=["tokenizers", "fake"])
+async def served(request: pytest.FixtureRequest, binding: Binding, context: AdapterContext) -> Served:
+    """Every adapter."""
+    if request.param == "fake":
+        return Served(await binding.stub(FakeTokenizer(FakeTokenizerOptions(), context)), Path("fake/model"))
+    return Served(await binding.stub(TokenizersFolder(AdapterOptions(), context)), SHIPPED)
 
 
 def conversation(*messages: tuple[str, str]) -> message_pb2.Conversation:
@@ -153,23 +169,115 @@ def test_any_text_has_the_ids_and_places_that_transformers_gives(tmp_path: Path)
     check()
 
 
-async def test_bytes_that_are_not_utf8_become_replacement_characters(stub: Any) -> None:
-    [[first, *_]] = await encode(stub, SHIPPED, ["\U0001f9ff"])
-    [text] = await decode(stub, SHIPPED, [[first]])
+async def test_texts_come_back(served: Served) -> None:
+    ids = await encode(served.stub, served.name, TEXTS)
+    described = await info(served.stub, served.name)
+    assert all(0 <= each < described.vocab_size for row in ids for each in row)
+    assert await decode(served.stub, served.name, ids) == TEXTS
+    assert await encode(served.stub, served.name, TEXTS) == ids
+
+
+async def test_bytes_that_are_not_utf8_become_replacement_characters(served: Served) -> None:
+    [[first, *_]] = await encode(served.stub, served.name, ["\U0001f9ff"])
+    [text] = await decode(served.stub, served.name, [[first]])
     assert text == "\ufffd"
 
 
-async def test_ids_beyond_the_vocabulary_have_no_text(stub: Any) -> None:
-    [ids] = await encode(stub, SHIPPED, ["Ada has"])
-    assert await decode(stub, SHIPPED, [[*ids, 10**6], []]) == ["Ada has", ""]
+async def test_ids_beyond_the_vocabulary_have_no_text(served: Served) -> None:
+    [ids] = await encode(served.stub, served.name, ["Ada has"])
+    assert await decode(served.stub, served.name, [[*ids, 10**6], []]) == ["Ada has", ""]
 
 
-async def test_bad_ids_are_refused(stub: Any) -> None:
+async def test_bad_ids_are_refused(served: Served) -> None:
     with refused(InvalidArgumentError, "FIELD_INVALID", field="sequences[1].tokens_int32", says="-1"):
-        await decode(stub, SHIPPED, [[1], [2, -1]])
-    request = pb.DecodeBatchRequest(tokenizer=str(SHIPPED), sequences=[pb.TokenSequence(tokens_int32=b"\0\0\0")])
+        await decode(served.stub, served.name, [[1], [2, -1]])
+    sequences = [pb.TokenSequence(tokens_int32=b"\0\0\0")]
+    request = pb.DecodeBatchRequest(tokenizer=str(served.name), sequences=sequences)
     with refused(InvalidArgumentError, "FIELD_INVALID", field="sequences[0].tokens_int32"):
-        await stub.DecodeBatch(request)
+        await served.stub.DecodeBatch(request)
+
+
+async def test_a_conversation_is_trained_on_where_it_was_asked_for(served: Served) -> None:
+    """The trained tokens are the contents, each with the token that ends its turn."""
+    [end] = (await info(served.stub, served.name)).end_of_turn_token_ids[-1:]
+    for train_on, trained in (
+        (message_pb2.TRAIN_ON_UNSPECIFIED, "6 \U0001f389"),
+        (message_pb2.TRAIN_ON_LAST_ASSISTANT_MESSAGE, ""),
+        (message_pb2.TRAIN_ON_ALL_USER_AND_SYSTEM_MESSAGES, "Be brief. How many? Sure?"),
+        (message_pb2.TRAIN_ON_ALL_MESSAGES, "Be brief. How many? 6 \U0001f389Sure?"),
+    ):
+        request = pb.ApplyChatTemplateRequest(
+            tokenizer=str(served.name), conversations=[conversation(*CHAT)], train_on=train_on
+        )
+        [rendered] = (await served.stub.ApplyChatTemplate(request)).rendered
+        ids = np.frombuffer(rendered.tokens_int32, "<i4")[np.frombuffer(rendered.train_mask_uint8, "u1") == 1]
+        assert await decode(served.stub, served.name, [ids[ids != end].tolist()]) == [trained]
+        assert (ids == end).any()
+    request.train_on = message_pb2.TRAIN_ON_ALL_TOKENS
+    [rendered] = (await served.stub.ApplyChatTemplate(request)).rendered
+    assert set(rendered.train_mask_uint8) == {1}
+    last_by_user = [conversation(*CHAT), conversation(*CHAT[:2])]
+    request = pb.ApplyChatTemplateRequest(
+        tokenizer=str(served.name),
+        conversations=last_by_user,
+        train_on=message_pb2.TRAIN_ON_LAST_ASSISTANT_MESSAGE,
+    )
+    with refused(InvalidArgumentError, "FIELD_INVALID", field="conversations[1].messages"):
+        await served.stub.ApplyChatTemplate(request)
+
+
+async def test_a_generation_prompt_is_what_an_answer_follows(served: Served) -> None:
+    request = pb.ApplyChatTemplateRequest(tokenizer=str(served.name), conversations=[conversation(*CHAT[:2])])
+    request.add_generation_prompt = True
+    [asked] = (await served.stub.ApplyChatTemplate(request)).rendered
+    request = pb.ApplyChatTemplateRequest(tokenizer=str(served.name), conversations=[conversation(*CHAT[:3])])
+    [answered] = (await served.stub.ApplyChatTemplate(request)).rendered
+    assert answered.tokens_int32.startswith(asked.tokens_int32)
+    assert not any(asked.train_mask_uint8)
+    assert answered.train_mask_uint8.index(1) == len(asked.train_mask_uint8)
+
+
+async def test_the_fake_makes_a_token_of_each_byte(binding: Binding, context: AdapterContext) -> None:
+    stub, name = await binding.stub(FakeTokenizer(FakeTokenizerOptions(), context)), Path("fake/model")
+    described = await info(stub, name)
+    assert described.vocab_size == 260
+    assert described.has_chat_template
+    assert await encode(stub, name, ["h\u00e9", ""]) == [[104, 195, 169], []]
+    assert await encode(stub, name, ["h"], add_special_tokens=True) == [[described.bos_token_id, 104]]
+    special = [described.bos_token_id, 104, described.eos_token_id]
+    assert await decode(stub, name, [special]) == ["<|begin|>h<|end|>"]
+    assert await decode(stub, name, [special], skip_special_tokens=True) == ["h"]
+    with refused(NotFoundError, "TOKENIZER_NOT_FOUND", says="fake/model"):
+        await info(stub, Path("fake/other"))
+    assert await info(stub, SHIPPED) == described
+    request = pb.ApplyChatTemplateRequest(tokenizer=str(name), conversations=[conversation(("robot", "beep"))])
+    with refused(InvalidArgumentError, "CHAT_TEMPLATE_REFUSED", field="conversations[0]", says="'robot'"):
+        await stub.ApplyChatTemplate(request)
+
+
+async def test_the_fake_renders_plainly_as_the_real_one_does(
+    binding: Binding, context: AdapterContext, tmp_path: Path
+) -> None:
+    fake = await binding.stub(FakeTokenizer(FakeTokenizerOptions(chat_template=False), context))
+    real = await binding.stub(TokenizersFolder(AdapterOptions(), context))
+    folder = make_folder(tmp_path / "tokenizer", template=None)
+    request = pb.ApplyChatTemplateRequest(tokenizer=str(folder), conversations=[conversation(*CHAT)])
+    with refused(FailedPreconditionError, "CHAT_TEMPLATE_MISSING"):
+        await fake.ApplyChatTemplate(request)
+    request.plain_without_template = True
+    for add_generation_prompt in (False, True):
+        request.add_generation_prompt = add_generation_prompt
+        texts, trained = [], []
+        for stub in (fake, real):
+            [rendered] = (await stub.ApplyChatTemplate(request)).rendered
+            ids = np.frombuffer(rendered.tokens_int32, "<i4")
+            mask = np.frombuffer(rendered.train_mask_uint8, "u1")
+            parts = [ids.tolist(), ids[mask == 1].tolist()]
+            text, asked = await decode(stub, folder, parts, skip_special_tokens=True)
+            texts.append(text)
+            trained.append(asked)
+        assert texts[0] == texts[1]
+        assert trained[0] == trained[1] == " 6 \U0001f389 "
 
 
 async def test_what_is_no_tokenizer_is_refused(stub: Any, tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from crucible.type.v1 import tensor_pb2
+from crucible_adapters.blob.write import DEFAULT_MEDIA_TYPE, already_there
 from crucible_adapters.paths import check_relative
 from crucible_adapters.staging import StagedFile, make_folders
 from crucible_kit.chunks import atomic_file, canonical_json, fsync_folder, sha256_file
-from crucible_kit.errors import AlreadyExistsError, DataLossError, InvalidArgumentError, NotFoundError, field_error
+from crucible_kit.errors import DataLossError, InvalidArgumentError, NotFoundError, field_error
 from crucible_kit.faults import fault_point
 
 META = ".meta"
-DEFAULT_MEDIA_TYPE = "application/octet-stream"
 
 
 class Record(NamedTuple):
@@ -94,12 +94,7 @@ class BlobFolder:
                 present = self._describe(key, path)
                 if present.sha256 == record.sha256:
                     return present
-                raise AlreadyExistsError(
-                    f"blob {key!r} is there with other content (sha256 {present.sha256[:12]}, not "
-                    f"{record.sha256[:12]}): use another key, or leave create_only out",
-                    reason="BLOB_EXISTS",
-                    metadata={"key": key, "present": present.sha256, "sent": record.sha256},
-                )
+                raise already_there(key, present.sha256, record.sha256)
             if path.is_dir():
                 raise self._no_room(key, "other blobs lie below it")
             try:

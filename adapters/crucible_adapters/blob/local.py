@@ -6,25 +6,25 @@ import errno
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from crucible.port.blob.v1 import blob_pb2, blob_pb2_grpc
-from crucible_adapters.blob.folder import DEFAULT_MEDIA_TYPE, BlobFolder, Record, corrupt
+from crucible_adapters.blob.folder import BlobFolder, Record, corrupt
+from crucible_adapters.blob.write import BlobWrite
 from crucible_adapters.staging import StagedFile, StagingArea
 from crucible_adapters.threads import Threads
 from crucible_kit import paging
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions
 from crucible_kit.chunks import CHUNK_BYTES, crc32
 from crucible_kit.errors import (
-    DataLossError,
     FailedPreconditionError,
     NotFoundError,
     OutOfRangeError,
     ResourceExhaustedError,
-    field_error,
 )
 
 _THREADS = 4
@@ -96,11 +96,15 @@ class LocalBlobStore(blob_pb2_grpc.BlobStoreServiceServicer):
     ) -> blob_pb2.WriteBlobResponse:
         with _disk_errors():
             async with self._staging.file() as staged:
-                write = _Write(self._folder, staged)
+                write = BlobWrite(staged, partial(self._folder.path, field="header.key"))
                 async for request in request_iterator:
                     await self._threads.run(write.take, request)
-                key, record = await self._threads.run(write.commit)
+                key, record = await self._threads.run(self._store, write, staged)
         return blob_pb2.WriteBlobResponse(blob=self._folder.ref(key, record))
+
+    def _store(self, write: BlobWrite, staged: StagedFile) -> tuple[str, Record]:
+        key, media_type, create_only = write.finish()
+        return key, self._folder.commit(key, staged, media_type, create_only=create_only)
 
     async def ListBlobs(self, request: blob_pb2.ListBlobsRequest, context: Any) -> blob_pb2.ListBlobsResponse:
         size = paging.page_size(request.page_size)
@@ -125,64 +129,6 @@ class LocalBlobStore(blob_pb2_grpc.BlobStoreServiceServicer):
                 metadata={"key": request.key},
             )
         return blob_pb2.DeleteBlobResponse()
-
-
-class _Write:
-    """One write: checks its messages and stores what they say at the end."""
-
-    def __init__(self, folder: BlobFolder, staged: StagedFile) -> None:
-        self._folder = folder
-        self._staged = staged
-        self._header: blob_pb2.WriteBlobHeader | None = None
-        self._finish: blob_pb2.WriteBlobFinish | None = None
-
-    def take(self, request: blob_pb2.WriteBlobRequest) -> None:
-        """Takes the next message."""
-        part = request.WhichOneof("part")
-        if part is None:
-            raise field_error("part", "is missing: send a header, a chunk or a finish")
-        if (part == "header") != (self._header is None):
-            raise field_error("header", "must be the first message of a write, once")
-        if self._finish is not None:
-            raise field_error(part, "comes after the finish, which must be last")
-        match part:
-            case "header":
-                self._folder.path(request.header.key, field="header.key")
-                self._header = request.header
-            case "chunk":
-                self._add(request.chunk)
-            case "finish":
-                self._finish = request.finish
-
-    def _add(self, chunk: blob_pb2.BlobChunk) -> None:
-        if chunk.offset != self._staged.size:
-            raise field_error("chunk.offset", f"is {chunk.offset}, must be {self._staged.size}: chunks are contiguous")
-        data = chunk.data
-        if crc32(data) != chunk.crc32:
-            raise self._damaged("CRC-32 of a chunk", f"{chunk.crc32:08x}", f"{crc32(data):08x}")
-        self._staged.write(data)
-
-    def commit(self) -> tuple[str, Record]:
-        """Stores the blob; its key and record."""
-        header, finish = self._header, self._finish
-        if header is None:
-            raise field_error("header", "is missing: a write is a header, chunks and a finish")
-        if finish is None:
-            raise field_error("finish", "is missing: the stream ended without it and nothing was stored")
-        if finish.size_bytes != self._staged.size:
-            raise self._damaged("size in bytes", finish.size_bytes, self._staged.size)
-        if finish.sha256 != self._staged.sha256():
-            raise self._damaged("sha256", finish.sha256, self._staged.sha256())
-        media_type = header.media_type or DEFAULT_MEDIA_TYPE
-        return header.key, self._folder.commit(header.key, self._staged, media_type, create_only=header.create_only)
-
-    def _damaged(self, what: str, sent: object, arrived: object) -> DataLossError:
-        key = self._header.key if self._header is not None else ""
-        return DataLossError(
-            f"blob {key!r}: the {what} is {arrived}, the sender said {sent}; nothing was stored: send it again",
-            reason="BLOB_CORRUPT",
-            metadata={"key": key, "expected": sent, "actual": arrived},
-        )
 
 
 @contextmanager

@@ -97,9 +97,13 @@ class LocalDatasets(dataset_pb2_grpc.DatasetServiceServicer):
                 raise capability_missing("dataset", STREAMING, "open the dataset without streaming")
             prefix = streamed_prefix(request.transforms)
         found = await self._rows(request.source, prefix, mapping)
-        opened = await self._threads.run(_opened, found, request.transforms, mapping)
+        opened = await self._threads.run(_opened, found, request.transforms, mapping, self._new_id())
         self._open[opened.info.dataset_id] = opened
         return dataset_pb2.OpenDatasetResponse(dataset=opened.info)
+
+    def _new_id(self) -> str:
+        """A handle that was never given before."""
+        return f"dataset-{uuid.uuid4().hex}"
 
     async def _find(self, source: dataset_pb2.DatasetSource) -> dataset_pb2.DatasetSource:
         """The source with its defaults filled in."""
@@ -147,14 +151,17 @@ class LocalDatasets(dataset_pb2_grpc.DatasetServiceServicer):
 
 
 def _opened(
-    found: FoundRows, transforms: Sequence[dataset_pb2.DatasetTransform], mapping: Mapping[str, str] | None
+    found: FoundRows,
+    transforms: Sequence[dataset_pb2.DatasetTransform],
+    mapping: Mapping[str, str] | None,
+    dataset_id: str,
 ) -> _Open:
     rows, order = found.rows, transformed_order(found.rows.num_rows, transforms, done=found.done)
     if mapping is not None:
         rows = MappedRows(found.source.uri, rows, order, mapping)
         order = np.arange(rows.num_rows, dtype=np.int64)
     info = dataset_pb2.DatasetInfo(
-        dataset_id=f"dataset-{uuid.uuid4().hex}",
+        dataset_id=dataset_id,
         source=found.source,
         num_rows=len(order),
         fingerprint=fingerprint(rows.digests, order),

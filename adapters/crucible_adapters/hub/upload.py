@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from crucible.port.hub.v1 import hub_pb2
 from crucible_adapters.paths import check_relative
@@ -11,16 +12,23 @@ from crucible_adapters.staging import StagedFile, make_folders
 from crucible_kit.errors import DataLossError, field_error
 
 
+class Content(Protocol):
+    """Where the bytes go."""
+
+    def write(self, data: bytes) -> None: ...
+    def sha256(self) -> str: ...
+
+
 class Upload:
     """Checks the messages of an upload and keeps the content.
 
     Args:
-        staged: where the content goes.
+        content: where the bytes go.
         check: refuses headers that may not be written.
     """
 
-    def __init__(self, staged: StagedFile, check: Callable[[hub_pb2.UploadFileHeader], object]) -> None:
-        self._staged = staged
+    def __init__(self, content: Content, check: Callable[[hub_pb2.UploadFileHeader], object]) -> None:
+        self._content = content
         self._check = check
         self._header: hub_pb2.UploadFileHeader | None = None
 
@@ -35,14 +43,14 @@ class Upload:
             self._check(request.header)
             self._header = request.header
         else:
-            self._staged.write(request.chunk)
+            self._content.write(request.chunk)
 
     def finish(self) -> hub_pb2.UploadFileHeader:
         """The header, when the content is whole. Raises DATA_LOSS HUB_FILE_CORRUPT for another hash."""
         header = self._header
         if header is None:
             raise field_error("header", "is missing: an upload is a header and chunks")
-        repo, actual = header.ref.repo, self._staged.sha256()
+        repo, actual = header.ref.repo, self._content.sha256()
         if actual != header.sha256:
             raise DataLossError(
                 f"{repo}: the content of {header.path} has sha256 {actual}, the sender said {header.sha256}; "
