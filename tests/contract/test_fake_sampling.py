@@ -138,7 +138,8 @@ async def test_an_adapter_is_sampled_on_its_base_model(stub: Any, training: Any)
 async def test_the_most_likely_tokens_are_taken_at_temperature_0(stub: Any, training: Any) -> None:
     trainer = await taught(training)
     sampler = await Sampler.create(stub, training_session_id=trainer.id)
-    for params in ({"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-9}):
+    greedy: list[dict[str, Any]] = [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-9}]
+    for params in greedy:
         [sequence] = (await sampler.sample([1], max_tokens=4, **params)).sequences
         assert tokens(sequence) == [2, 3, 4, 5]
         assert sequence.stop_reason == sp.STOP_REASON_LENGTH
