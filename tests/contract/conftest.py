@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -14,6 +15,7 @@ from crucible_kit.adapter import AdapterContext
 from crucible_kit.channel import Channel, ObjectChannel, connect
 from crucible_kit.ports import PORTS
 from crucible_kit.serving import serve_ports
+from tests.contract.processes import AdapterProcess
 
 BINDINGS = ("object", "serialise", "unix", "tcp")
 
@@ -30,6 +32,13 @@ class Binding:
         self._stack.push_async_callback(adapter.close)
         port = PORTS[adapter.description.port]
         return port.stub(await self._channel(port.name, port.service.full_name, adapter))
+
+    async def stub_of_process(self, port: str, process: AdapterProcess) -> Any:
+        """A stub that calls an adapter in a process of its own, which is ended with it."""
+        self._stack.push_async_callback(asyncio.to_thread, process.stop)
+        channel = connect(process.address)
+        self._stack.push_async_callback(channel.close)
+        return PORTS[port].stub(channel)
 
     async def _channel(self, port: str, service: str, adapter: Any) -> Channel:
         if self._kind in ("object", "serialise"):

@@ -29,13 +29,15 @@ from crucible_kit.errors import (
     ResourceExhaustedError,
 )
 from tests.contract.conftest import BINDINGS, Binding
+from tests.contract.processes import HAS_NODE, WHY_NOT_NODE, node
 from tests.contract.refusals import refused
 
 CHUNK = 256 * 1024
 SIZES = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 17]
 RANGES = [(0, 1), (7, 0), (CHUNK - 1, 2), (CHUNK, CHUNK), (1, 2 * CHUNK), (2 * CHUNK + 9, 99), (3, 10**12)]
 NO_KEYS = ["/a", "../a", "a/../b", "a//b", "a/", "./a", "..", "a\nb", "a\0b", "x" * 256]
-ON_DISK = [("local", binding) for binding in BINDINGS]
+TYPESCRIPT = pytest.param(("typescript", "unix"), marks=pytest.mark.skipif(not HAS_NODE, reason=WHY_NOT_NODE))
+ON_DISK: list[Any] = [*(("local", binding) for binding in BINDINGS), TYPESCRIPT]
 IN_MEMORY = [("fake", binding) for binding in BINDINGS]
 
 
@@ -59,7 +61,9 @@ class Store:
 async def open_store(request: pytest.FixtureRequest, root: Path, context: AdapterContext) -> AsyncIterator[Store]:
     adapter, kind = request.param
     binding = Binding(kind)
-    if adapter == "fake":
+    if adapter == "typescript":
+        stub = await binding.stub_of_process("blob", node("blob_store.mjs", "--root", str(root)))
+    elif adapter == "fake":
         stub = await binding.stub(FakeBlobStore(FakeBlobOptions(), context))
     else:
         stub = await binding.stub(LocalBlobStore(LocalBlobOptions(root=root), context))

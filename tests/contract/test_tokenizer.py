@@ -22,7 +22,7 @@ from crucible_adapters.fakes.tokenizer import FakeTokenizer, FakeTokenizerOption
 from crucible_adapters.tokenizer.folder import FolderTokenizer
 from crucible_adapters.tokenizer.tokenizers_folder import TokenizersFolder
 from crucible_kit.adapter import AdapterContext, AdapterOptions
-from crucible_kit.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from crucible_kit.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnimplementedError
 from tests.contract.conftest import Binding
 from tests.contract.refusals import refused
 from tests.contract.tokenizer_folders import BRACKETS, CHATML, SHIPPED, added, begin_and_end, make_folder
@@ -235,6 +235,21 @@ async def test_a_generation_prompt_is_what_an_answer_follows(served: Served) -> 
     assert answered.tokens_int32.startswith(asked.tokens_int32)
     assert not any(asked.train_mask_uint8)
     assert answered.train_mask_uint8.index(1) == len(asked.train_mask_uint8)
+
+
+async def test_what_would_not_be_rendered_is_refused(served: Served) -> None:
+    call = message_pb2.ToolCall(id="1", name="add")
+    for name, value in (
+        ("tool_calls", [call]),
+        ("thinking", "hm"),
+        ("parts", [message_pb2.ContentPart(text="x")]),
+        ("tool_call_id", "1"),
+    ):
+        message = message_pb2.Message(role="assistant", content="x", **{name: value})  # type: ignore[arg-type]
+        chat = message_pb2.Conversation(messages=[*conversation(*CHAT[:2]).messages, message])
+        request = pb.ApplyChatTemplateRequest(tokenizer=str(served.name), conversations=[chat])
+        with refused(UnimplementedError, "CAPABILITY_MISSING", says=f"conversations[0].messages[2].{name}"):
+            await served.stub.ApplyChatTemplate(request)
 
 
 async def test_the_fake_makes_a_token_of_each_byte(binding: Binding, context: AdapterContext) -> None:

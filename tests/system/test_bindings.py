@@ -20,6 +20,7 @@ from crucible_adapters.tokenizer.tokenizers_folder import TokenizersFolder
 from crucible_client import KitchenClient
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.serving import ServedAdapter, serve_ports
+from tests.contract.processes import HAS_NODE, WHY_NOT_NODE, node
 from tests.system.harness import SMALL, Server, checkpoint_folder, serving, tensor_files
 
 ADAPTERS: tuple[Any, ...] = (LocalBlobStore, LocalDatasets, SqliteMetricsStore, SqliteModelRegistry, TokenizersFolder)
@@ -76,5 +77,20 @@ async def test_ports_over_grpc_give_the_bytes_of_ports_in_the_process(
             remote = await completed(other, rows)
     # What the ports keep lies with them, not with the server.
     assert list((elsewhere / "blobs" / "runs").iterdir())
+    assert not (tmp_path / "data" / "blobs").exists()
+    assert remote == await completed(server, rows)
+
+
+@pytest.mark.skipif(not HAS_NODE, reason=WHY_NOT_NODE)
+async def test_blobs_kept_by_an_adapter_in_javascript_have_the_same_bytes(server: Server, rows: Path, tmp_path: Path):
+    store = node("blob_store.mjs", "--root", str(tmp_path / "blobs"))
+    try:
+        manifest = tmp_path / "kitchen.yaml"
+        manifest.write_text(f'ports: {{blob: "grpc:{store.address}"}}\n')
+        with serving(tmp_path / "data", "--manifest", str(manifest)) as other:
+            remote = await completed(other, rows)
+    finally:
+        store.stop()
+    assert [path.name for path in (tmp_path / "blobs" / "runs").iterdir()]
     assert not (tmp_path / "data" / "blobs").exists()
     assert remote == await completed(server, rows)

@@ -13,6 +13,7 @@ from crucible.port.tokenizer.v1 import tokenizer_pb2 as pb
 from crucible.port.tokenizer.v1 import tokenizer_pb2_grpc
 from crucible.type.v1 import message_pb2
 from crucible_adapters.fakes.fixed import MODELS
+from crucible_adapters.tokenizer.messages import check_plain
 from crucible_adapters.tokenizer.spans import trained_messages
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions
 from crucible_kit.chunks import canonical_json
@@ -103,6 +104,7 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 reason="CHAT_TEMPLATE_MISSING",
                 metadata={"tokenizer": request.tokenizer},
             )
+        check_plain(request.conversations)
         render = _chat if self._options.chat_template else _plain
         response = pb.ApplyChatTemplateResponse()
         for number, conversation in enumerate(request.conversations):
