@@ -293,22 +293,48 @@ async def test_a_method_learns_that_its_caller_has_gone(nodes: Nodes, tmp_path: 
     assert process.process.stdout.readline() == "gone\n"
 
 
+async def write(stub: Any, key: str, data: bytes, finish: asyncio.Event | None = None) -> Any:
+    """Writes a blob; its finish is sent when it may be."""
+
+    async def requests() -> AsyncIterator[blob_pb2.WriteBlobRequest]:
+        yield blob_pb2.WriteBlobRequest(header=blob_pb2.WriteBlobHeader(key=key, media_type="text/plain"))
+        yield blob_pb2.WriteBlobRequest(chunk=blob_pb2.BlobChunk(crc32=zlib.crc32(data), data=data))
+        if finish is not None:
+            await finish.wait()
+        digest = hashlib.sha256(data).hexdigest()
+        yield blob_pb2.WriteBlobRequest(finish=blob_pb2.WriteBlobFinish(sha256=digest, size_bytes=len(data)))
+
+    return (await stub.WriteBlob(requests())).blob
+
+
+async def staged(folder: Path) -> None:
+    """Returns when a write has arrived in part."""
+    async with asyncio.timeout(20):
+        # Another process writes it and tells nobody.
+        while not sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_call_that_runs_is_finished_before_the_end(tmp_path: Path) -> None:
+    process = node("blob_store.mjs", "--root", str(tmp_path))
+    channel = connect(process.address)
+    finish = asyncio.Event()
+    call = asyncio.ensure_future(write(blob_pb2_grpc.BlobStoreServiceStub(channel), "k", b"abc", finish))
+    await staged(tmp_path)
+    ending = asyncio.create_task(asyncio.to_thread(process.stop))
+    finish.set()
+    assert (await call).size_bytes == 3
+    await ending
+    await channel.close()
+    assert (tmp_path / "k").read_bytes() == b"abc"
+
+
 async def test_a_killed_writer_leaves_nothing(nodes: Nodes, tmp_path: Path) -> None:
     first = node("blob_store.mjs", "--root", str(tmp_path))
     channel = connect(first.address)
     stub = blob_pb2_grpc.BlobStoreServiceStub(channel)
-
-    async def requests() -> AsyncIterator[blob_pb2.WriteBlobRequest]:
-        yield blob_pb2.WriteBlobRequest(header=blob_pb2.WriteBlobHeader(key="k"))
-        data = b"x" * 1000
-        yield blob_pb2.WriteBlobRequest(chunk=blob_pb2.BlobChunk(crc32=zlib.crc32(data), data=data))
-        await asyncio.Event().wait()
-
-    call = asyncio.ensure_future(stub.WriteBlob(requests()))
-    async with asyncio.timeout(20):
-        # Another process writes it and tells nobody.
-        while not sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    call = asyncio.ensure_future(write(stub, "k", b"x" * 1000, asyncio.Event()))
+    await staged(tmp_path)
     await asyncio.to_thread(first.kill)
     call.cancel()
     await asyncio.wait([call])
@@ -322,15 +348,6 @@ async def test_a_killed_writer_leaves_nothing(nodes: Nodes, tmp_path: Path) -> N
 async def test_python_and_javascript_keep_the_same_folder(
     nodes: Nodes, tmp_path: Path, context: AdapterContext
 ) -> None:
-    async def write(stub: Any, key: str, data: bytes) -> Any:
-        async def requests() -> AsyncIterator[blob_pb2.WriteBlobRequest]:
-            yield blob_pb2.WriteBlobRequest(header=blob_pb2.WriteBlobHeader(key=key, media_type="text/plain"))
-            yield blob_pb2.WriteBlobRequest(chunk=blob_pb2.BlobChunk(crc32=zlib.crc32(data), data=data))
-            digest = hashlib.sha256(data).hexdigest()
-            yield blob_pb2.WriteBlobRequest(finish=blob_pb2.WriteBlobFinish(sha256=digest, size_bytes=len(data)))
-
-        return (await stub.WriteBlob(requests())).blob
-
     store = LocalBlobStore(LocalBlobOptions(root=tmp_path), context)
     served = await serve_ports({"blob": store}, "127.0.0.1:0", name="python", capabilities={"blob": ()})
     nodes.when_closed(store.close)
