@@ -47,7 +47,7 @@ export class Rewards {
   }
 
   async ListRewards({ page_size: asked, page_token: token }) {
-    const [after = ''] = pagePosition(token, 'ListRewards', 'PAGE_TOKEN_MISMATCH');
+    const [after = ''] = pagePosition(token, 'ListRewards');
     const rest = [EXACT_MATCH].filter(({ name }) => name > after);
     const page = rest.slice(0, pageSize(asked));
     const next = rest.length > page.length ? pageToken([page.at(-1).name], 'ListRewards') : '';
@@ -102,8 +102,9 @@ function score({ completion, reference_answer: reference }, field, settings) {
 
 /** What a message says, as text. Throws UNIMPLEMENTED CAPABILITY_MISSING for content that is not text. */
 function textOf({ content, parts }, field) {
-  const media = parts.findIndex(({ part }) => part !== 'text');
-  if (media >= 0) throw capabilityMissing('reward', 'reward.media', `${field}.parts[${media}]: send text only`);
+  if (content && parts.length) throw fieldError(`${field}.content`, 'must be empty where parts are given');
+  const other = parts.findIndex(({ part }) => part !== 'text');
+  if (other >= 0) throw capabilityMissing('reward', 'reward.media_input', `${field}.parts[${other}]: send text only`);
   return parts.length ? parts.map(({ text }) => text).join('') : content;
 }
 

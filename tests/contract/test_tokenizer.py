@@ -238,18 +238,24 @@ async def test_a_generation_prompt_is_what_an_answer_follows(served: Served) -> 
 
 
 async def test_what_would_not_be_rendered_is_refused(served: Served) -> None:
-    call = message_pb2.ToolCall(id="1", name="add")
-    for name, value in (
-        ("tool_calls", [call]),
-        ("thinking", "hm"),
-        ("parts", [message_pb2.ContentPart(text="x")]),
-        ("tool_call_id", "1"),
-    ):
-        message = message_pb2.Message(role="assistant", content="x", **{name: value})  # type: ignore[arg-type]
+    def asked(**fields: Any) -> pb.ApplyChatTemplateRequest:
+        message = message_pb2.Message(role="assistant", **fields)
         chat = message_pb2.Conversation(messages=[*conversation(*CHAT[:2]).messages, message])
-        request = pb.ApplyChatTemplateRequest(tokenizer=str(served.name), conversations=[chat])
-        with refused(UnimplementedError, "CAPABILITY_MISSING", says=f"conversations[0].messages[2].{name}"):
-            await served.stub.ApplyChatTemplate(request)
+        return pb.ApplyChatTemplateRequest(tokenizer=str(served.name), conversations=[chat])
+
+    refusals: dict[str, dict[str, Any]] = {
+        "tool_calls": {"content": "x", "tool_calls": [message_pb2.ToolCall(id="1", name="add")]},
+        "thinking": {"content": "x", "thinking": "hm"},
+        "parts": {"parts": [message_pb2.ContentPart(media=message_pb2.Media(media_type="image/png", data=b"x"))]},
+    }
+    for name, fields in refusals.items():
+        with refused(UnimplementedError, "CAPABILITY_MISSING", field=f"conversations[0].messages[2].{name}"):
+            await served.stub.ApplyChatTemplate(asked(**fields))
+    parts = [message_pb2.ContentPart(text=text) for text in ("six", " apples")]
+    answers = [
+        await served.stub.ApplyChatTemplate(asked(**each)) for each in ({"parts": parts}, {"content": "six apples"})
+    ]
+    assert answers[0] == answers[1]
 
 
 async def test_the_fake_makes_a_token_of_each_byte(binding: Binding, context: AdapterContext) -> None:

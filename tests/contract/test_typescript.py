@@ -442,7 +442,7 @@ async def test_rewards_are_listed_and_others_refused(nodes: Nodes) -> None:
     assert list(reward.parts) == ["correct", "format"]
     assert reward.needs_reference_answer
     assert "ignore_case" in MessageToDict(reward.options_schema)["properties"]
-    with refused(InvalidArgumentError, "PAGE_TOKEN_MISMATCH", field="page_token"):
+    with refused(InvalidArgumentError, "PAGE_TOKEN_INVALID", field="page_token"):
         await stub.ListRewards(reward_pb2.ListRewardsRequest(page_token="AAAA"))
     with refused(NotFoundError, "REWARD_NOT_FOUND", says="exact_match"):
         await stub.Score(reward_pb2.ScoreRequest(reward="other", items=[ITEM]))

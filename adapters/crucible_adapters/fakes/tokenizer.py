@@ -13,7 +13,6 @@ from crucible.port.tokenizer.v1 import tokenizer_pb2 as pb
 from crucible.port.tokenizer.v1 import tokenizer_pb2_grpc
 from crucible.type.v1 import message_pb2
 from crucible_adapters.fakes.fixed import MODELS
-from crucible_adapters.tokenizer.messages import check_plain
 from crucible_adapters.tokenizer.spans import trained_messages
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions
 from crucible_kit.chunks import canonical_json
@@ -24,6 +23,7 @@ from crucible_kit.errors import (
     NotFoundError,
     field_error,
 )
+from crucible_kit.messages import message_text, refuse_unusable
 from crucible_kit.tensors import pack_tokens, unpack_tokens
 
 SPECIAL = {256: "<|start|>", 257: "<|end|>", 258: "<|begin|>", 259: "<|pad|>"}
@@ -104,10 +104,11 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 reason="CHAT_TEMPLATE_MISSING",
                 metadata={"tokenizer": request.tokenizer},
             )
-        check_plain(request.conversations)
         render = _chat if self._options.chat_template else _plain
         response = pb.ApplyChatTemplateResponse()
         for number, conversation in enumerate(request.conversations):
+            field = f"conversations[{number}].messages"
+            refuse_unusable(conversation.messages, port="tokenizer", field=field)
             pieces = list(render(conversation, _trained(request, number), number))
             if request.add_generation_prompt:
                 pieces.append(_Piece(_GENERATION[render], False))
@@ -152,7 +153,7 @@ def _chat(conversation: message_pb2.Conversation, trained: set[int], number: int
             )
         speaker = f"{message.role} {message.name}" if message.name else message.role
         yield _Piece([START, *f"{speaker}\n".encode()], False)
-        yield _Piece([*message.content.encode(), END], index in trained)
+        yield _Piece([*message_text(message).encode(), END], index in trained)
         yield _Piece([*b"\n"], False)
 
 
@@ -163,7 +164,7 @@ def _plain(conversation: message_pb2.Conversation, trained: set[int], number: in
         yield _Piece([*f"{message.role[:1].upper()}{message.role[1:]}:".encode()], False)
         # What sampling would give begins with the space.
         yield _Piece([*b" "], by_assistant and index in trained)
-        yield _Piece([*message.content.encode(), *([END] if by_assistant else [])], index in trained)
+        yield _Piece([*message_text(message).encode(), *([END] if by_assistant else [])], index in trained)
         yield _Piece([*b"\n\n"], False)
 
 

@@ -14,7 +14,6 @@ from crucible.port.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from crucible.type.v1 import message_pb2
 from crucible_adapters.threads import Threads
 from crucible_adapters.tokenizer.folder import FILES, TOKENIZER, FolderTokenizer
-from crucible_adapters.tokenizer.messages import check_plain
 from crucible_adapters.tokenizer.spans import RenderedChat, train_mask, trained_messages
 from crucible_adapters.tokenizer.template import ChatTemplate, TemplateRefusal
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions
@@ -117,7 +116,6 @@ class TokenizersFolder(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 reason="CHAT_TEMPLATE_MISSING",
                 metadata={"tokenizer": request.tokenizer},
             )
-        check_plain(request.conversations)
         chats = [_render(template, each, number, request) for number, each in enumerate(request.conversations)]
         response = tokenizer_pb2.ApplyChatTemplateResponse()
         for number, encoded in enumerate(tokenizer.encode_with_offsets([chat.text for chat in chats])):

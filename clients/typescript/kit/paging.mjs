@@ -18,8 +18,8 @@ export function pageToken(position, scope) {
   return Buffer.concat([digest(body, scope), body]).toString('base64url');
 }
 
-/** The position of a token; [] for an empty token, the start of the list. Throws INVALID_ARGUMENT with `reason`. */
-export function pagePosition(token, scope, reason = 'PAGE_TOKEN_INVALID') {
+/** The position of a token; [] for an empty token, the start of the list. Throws INVALID_ARGUMENT PAGE_TOKEN_INVALID. */
+export function pagePosition(token, scope) {
   if (!token) return [];
   const data = Buffer.from(token, 'base64url');
   const body = data.subarray(DIGEST_BYTES);
@@ -28,7 +28,7 @@ export function pagePosition(token, scope, reason = 'PAGE_TOKEN_INVALID') {
     throw fieldError(
       'page_token',
       'is not a token of this list: send the next_page_token of the response before, with the same other fields',
-      reason,
+      'PAGE_TOKEN_INVALID',
     );
   }
   return JSON.parse(body.toString());
