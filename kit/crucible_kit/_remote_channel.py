@@ -164,6 +164,11 @@ class RemoteChannel:
 
         return call
 
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands, as far as is known now. Asks nobody."""
+        return self._channel.get_state() is grpc.ChannelConnectivity.READY
+
     def _checked(self, message: Message) -> Message:
         self._check(message)
         return message
@@ -185,6 +190,10 @@ class RemoteChannel:
             "check": self._check,
         }
         return RemoteChannel(self._channel, **(settings | changes))
+
+    def at_once(self) -> RemoteChannel:
+        """This connection for calls that fail when the other side can't be reached now; their errors say why."""
+        return self._with(wait_for_ready=False)
 
     async def close(self) -> None:
         """Closes the connection."""
@@ -249,9 +258,12 @@ _RETRY_UNAVAILABLE = json.dumps(
 
 
 def open_channel(
-    address: str, credentials: grpc.ChannelCredentials | None = None, *, retry: bool = True
+    address: str, credentials: grpc.ChannelCredentials | None = None, *, retry: bool = True, server_name: str = ""
 ) -> grpc.aio.Channel:
-    """grpc's own channel with our options, for callers that need no stub of ours; connects when first used."""
+    """grpc's own channel with our options, for callers that need no stub of ours; connects when first used.
+
+    `server_name`: the name that a TLS server's certificate must have; empty: the address's host.
+    """
     # Nobody is bothered by frequent tries on one machine.
     backoff = (100, 250) if address.startswith("unix:") else (1_000, 2_000)
     options: list[tuple[str, Any]] = [
@@ -266,6 +278,8 @@ def open_channel(
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.service_config", _RETRY_UNAVAILABLE if retry else "{}"),
     ]
+    if server_name:
+        options += [("grpc.ssl_target_name_override", server_name), ("grpc.default_authority", server_name)]
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, credentials, options=options)
@@ -279,6 +293,7 @@ def connect(
     wait_for_ready: bool = True,
     ready_seconds: float = DEFAULT_READY_SECONDS,
     retry: bool = True,
+    server_name: str = "",
 ) -> RemoteChannel:
     """A channel to a gRPC address: host:port, dns:///host:port or unix:PATH. Connects when first used.
 
@@ -286,11 +301,12 @@ def connect(
         credentials: TLS; None is plain text, for loopback and unix sockets.
         token: sent as a bearer token with every call; empty sends none.
         wait_for_ready, ready_seconds: as in RemoteChannel.
+        server_name: the name that a TLS server's certificate must have; empty: the address's host.
         retry: try a call that fails with UNAVAILABLE again, a few times within two seconds.
     """
     # As metadata: call credentials are refused on plain text, and one interceptor object covers one kind of call only.
     metadata = [("authorization", f"Bearer {token}")] if token else []
-    channel = open_channel(address, credentials, retry=retry)
+    channel = open_channel(address, credentials, retry=retry, server_name=server_name)
     return RemoteChannel(
         channel, address=address, wait_for_ready=wait_for_ready, ready_seconds=ready_seconds, metadata=metadata
     )

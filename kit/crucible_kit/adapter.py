@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from google.protobuf import struct_pb2
-from google.protobuf.json_format import ParseDict
+from google.protobuf.json_format import MessageToDict, ParseDict
 from pydantic import BaseModel, ConfigDict
 
 from crucible.adapter.v1 import adapter_pb2, adapter_pb2_grpc
@@ -23,6 +23,7 @@ from crucible_kit.errors import (
     field_error,
 )
 from crucible_kit.ports import PORTS
+from crucible_kit.redaction import Secrets
 
 CONTRACT_VERSIONS = (1,)
 MAX_FOLDER_BYTES = 3839
@@ -50,10 +51,12 @@ class AdapterContext:
     Attributes:
         data_dir: folder for the adapter's own files; exists.
         read_roots: the only folders that requests may name paths in; None: any path.
+        secrets: this adapter's secrets by name, such as api_key. The host keeps their values out of logs and errors.
     """
 
     data_dir: Path
     read_roots: tuple[Path, ...] | None = None
+    secrets: Mapping[str, str] = field(default_factory=Secrets)
 
     def readable(self, path: str, *, field: str) -> Path:
         """The resolved path, which may name nothing.
@@ -96,12 +99,14 @@ class AdapterDescription:
         port: the port it serves.
         capabilities: optional behaviour it has.
         options: type of its settings.
+        secrets: names of the secrets it takes; a manifest that gives another is refused. None: any.
     """
 
     name: str
     port: str
     capabilities: tuple[str, ...] = ()
     options: type[AdapterOptions] = AdapterOptions
+    secrets: tuple[str, ...] | None = None
 
 
 class InProcessAdapter(Protocol):
@@ -194,3 +199,16 @@ def port_support(port: str, capabilities: tuple[str, ...]) -> adapter_pb2.PortSu
 def to_struct(value: Mapping[str, Any]) -> struct_pb2.Struct:
     """A JSON object as a Struct."""
     return ParseDict(dict(value), struct_pb2.Struct())
+
+
+def from_struct(struct: struct_pb2.Struct) -> dict[str, Any]:
+    """A Struct as a JSON object. Its numbers travel as doubles: whole ones come back as int."""
+    return _whole(MessageToDict(struct))
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

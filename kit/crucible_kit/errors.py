@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from crucible.type.v1 import failure_pb2
+from crucible_kit.redaction import redact
 
 DOMAIN = "crucible.kitchen"
 REASON_TRAILER = "crucible-reason"
@@ -40,7 +41,7 @@ class FieldViolation(NamedTuple):
 
 
 class KitchenError(Exception):
-    """An outcome that is not OK.
+    """An outcome that is not OK. Registered secrets are taken out of its texts (see redaction).
 
     Args:
         message: for people; names the field, the value and the fix.
@@ -64,11 +65,12 @@ class KitchenError(Exception):
         fields: Sequence[FieldViolation] = (),
         retry_delay: float | None = None,
     ) -> None:
+        message = redact(message)
         super().__init__(message)
         self.message = message
-        self.reason = reason
-        self.metadata = {key: str(value) for key, value in (metadata or {}).items()}
-        self.fields = tuple(fields)
+        self.reason = redact(reason)
+        self.metadata = {redact(key): redact(str(value)) for key, value in (metadata or {}).items()}
+        self.fields = tuple(FieldViolation(redact(each.field), redact(each.description)) for each in fields)
         self.retry_delay = retry_delay
         self.port = ""
 
@@ -219,6 +221,8 @@ def _wire_bytes(status: status_pb2.Status) -> int:
 
 def _to_status(error: KitchenError, divisor: int) -> status_pb2.Status:
     def cut(text: str, limit: int) -> str:
+        # Before the cut, which would leave the beginning of a secret.
+        text = redact(text)
         most = max(1, limit // divisor)
         return text if len(text) <= most else text[: most - 1] + "…"
 
@@ -311,7 +315,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> KitchenError:
 def to_failure(error: KitchenError, *, source: str = "") -> failure_pb2.Failure:
     """The error as data, for events and operations."""
     failure = failure_pb2.Failure(
-        status=to_status(error), reason=error.reason, source=source, retryable=error.retryable
+        status=to_status(error), reason=error.reason, source=redact(source), retryable=error.retryable
     )
     if error.retry_delay is not None:
         failure.retry_delay.FromNanoseconds(int(error.retry_delay * 1e9))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-# sockaddr_un holds 108 bytes, the last of them zero.
-_MAX_SOCKET_PATH_BYTES = 107
+from crucible_kit.addresses import check_address, is_local
 
 # The server may change its working directory's meaning for nobody: paths are fixed when they are read.
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
@@ -100,16 +98,9 @@ class ServerOptions(BaseModel):
     @field_validator("listen")
     @classmethod
     def _address(cls, value: str) -> str:
-        if value.startswith("unix:"):
-            path = value.removeprefix("unix:")
-            if not path:
-                raise ValueError("unix: needs a path, such as unix:/run/kitchen.sock")
-            if len(path.encode()) > _MAX_SOCKET_PATH_BYTES:
-                raise ValueError(f"a socket's path has at most {_MAX_SOCKET_PATH_BYTES} bytes: choose a shorter one")
-            return value
-        host, separator, port = value.rpartition(":")
-        if not host or not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        if value.startswith("dns:"):
             raise ValueError("must be host:port or unix:PATH, such as 127.0.0.1:50051")
+        check_address(value)
         return value
 
     @model_validator(mode="after")
@@ -135,15 +126,7 @@ class ServerOptions(BaseModel):
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
-        if self.listen.startswith("unix:"):
-            return True
-        host = self.listen.rpartition(":")[0].strip("[]")
-        if host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:  # a name may lead anywhere
-            return False
+        return is_local(self.listen)
 
     @property
     def allowed_roots(self) -> tuple[Path, ...] | None:

@@ -13,6 +13,7 @@ import grpc
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import field_error
 from crucible_kitchen import catalog
+from crucible_kitchen.administration import AdapterAdministration, PortUsers
 from crucible_kitchen.api.access import Tokens
 from crucible_kitchen.api.endpoint import Endpoint
 from crucible_kitchen.lock import DataFolderLock
@@ -73,10 +74,12 @@ class KitchenServer:
             relay = Relay(ports, options, load_secret(options.data / SECRET_FILE))
             stack.push_async_callback(relay.close)
             runs = RunManager(store, ports, options)
+            administration = AdapterAdministration(ports, PortUsers(store, runs, relay).of)
+            stack.push_async_callback(administration.close)
             endpoint = Endpoint(
                 store=store,
                 runs=runs,
-                adapters=ports,
+                adapters=administration,
                 catalog=catalog,
                 relay=relay,
                 tokens=tokens,

@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from google.protobuf.json_format import MessageToJson
+
 from crucible.kitchen.v1 import adapter_admin_pb2, catalog_pb2, event_pb2, run_pb2
 from crucible_client.fold import ENDED_STATES
 from crucible_kit.errors import (
@@ -212,8 +214,26 @@ def catalog(kitchen: FakeKitchen) -> None:
     }
     full.config_schema.update({"properties": properties, "required": ["dataset"]})
     blob = adapter_admin_pb2.Adapter(
-        port="blob", target="builtin:local", state=adapter_admin_pb2.ADAPTER_STATE_READY, name="local", version="1"
+        port="blob",
+        target="builtin:local",
+        state=adapter_admin_pb2.ADAPTER_STATE_READY,
+        source=adapter_admin_pb2.ADAPTER_SOURCE_DEFAULT,
+        name="local",
+        version="1",
     )
+
+    def add(request: adapter_admin_pb2.AddAdapterRequest) -> adapter_admin_pb2.AddAdapterResponse:
+        """Tells in the adapter's detail what was asked for."""
+        if request.port == "training" and not request.force:
+            raise FailedPreconditionError("in use by run r", reason="ADAPTER_IN_USE")
+        asked = MessageToJson(request, indent=None, preserving_proto_field_name=True)
+        added = adapter_admin_pb2.Adapter(port=request.port, target=request.mapping.adapter, detail=asked)
+        added.source = adapter_admin_pb2.ADAPTER_SOURCE_ADDED
+        return adapter_admin_pb2.AddAdapterResponse(adapter=None if request.validate_only else added)
+
+    def remove(request: adapter_admin_pb2.RemoveAdapterRequest) -> adapter_admin_pb2.RemoveAdapterResponse:
+        return adapter_admin_pb2.RemoveAdapterResponse(adapter=blob if request.port == "blob" else None)
+
     stage = catalog_pb2.Stage(name="evaluate", description="Scores.", ports=["training"])
     kitchen.answers.update(
         ListRecipes=catalog_pb2.ListRecipesResponse(recipes=[recipe]),
@@ -221,6 +241,8 @@ def catalog(kitchen: FakeKitchen) -> None:
         ListStages=catalog_pb2.ListStagesResponse(stages=[stage]),
         ListAdapters=adapter_admin_pb2.ListAdaptersResponse(adapters=[blob]),
         ProbeAdapter=adapter_admin_pb2.ProbeAdapterResponse(adapter=blob),
+        AddAdapter=add,
+        RemoveAdapter=remove,
     )
 
 

@@ -116,6 +116,8 @@ def test_list(kitchen: Kitchen) -> None:
     assert kitchen("call", "--list", "crucible.kitchen.v1.AdapterAdminService").out.split() == [
         "crucible.kitchen.v1.AdapterAdminService.ListAdapters",
         "crucible.kitchen.v1.AdapterAdminService.ProbeAdapter",
+        "crucible.kitchen.v1.AdapterAdminService.AddAdapter",
+        "crucible.kitchen.v1.AdapterAdminService.RemoveAdapter",
     ]
 
 

@@ -39,6 +39,18 @@ def create_request() -> run_pb2.CreateRunRequest:
     return request
 
 
+def add_request() -> adapter_admin_pb2.AddAdapterRequest:
+    mapping = adapter_admin_pb2.AdapterMapping(
+        adapter="grpc:a:1",
+        secrets={"api_key": "BLOB_KEY"},
+        tls=adapter_admin_pb2.AdapterTls(ca="/ca.pem"),
+        token_env="BLOB_TOKEN",
+        wait_seconds=5.0,
+    )
+    mapping.options.update({"size": 2})
+    return adapter_admin_pb2.AddAdapterRequest(port="blob", mapping=mapping, force=True)
+
+
 def wait_request(seconds: int) -> run_pb2.WaitRunRequest:
     request = run_pb2.WaitRunRequest(run_id="r")
     request.wait.FromSeconds(seconds)
@@ -183,6 +195,44 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], str, Any, Any, Any]] = [
         adapter_admin_pb2.ProbeAdapterRequest(port="blob"),
         adapter_admin_pb2.ProbeAdapterResponse(adapter=ADAPTER),
         ADAPTER,
+    ),
+    (
+        "add_adapter",
+        ("blob", "grpc:a:1"),
+        {
+            "options": {"size": 2},
+            "secrets": {"api_key": "BLOB_KEY"},
+            "tls": {"ca": "/ca.pem"},
+            "token_env": "BLOB_TOKEN",
+            "wait_seconds": 5.0,
+            "force": True,
+        },
+        "AddAdapter",
+        add_request(),
+        adapter_admin_pb2.AddAdapterResponse(adapter=ADAPTER),
+        ADAPTER,
+    ),
+    (
+        "add_adapter",
+        ("blob",),
+        {"command": ["node", "blob.mjs"], "validate_only": True},
+        "AddAdapter",
+        adapter_admin_pb2.AddAdapterRequest(
+            port="blob",
+            mapping=adapter_admin_pb2.AdapterMapping(command=["node", "blob.mjs"]),
+            validate_only=True,
+        ),
+        adapter_admin_pb2.AddAdapterResponse(),
+        None,
+    ),
+    (
+        "remove_adapter",
+        ("blob",),
+        {"force": True},
+        "RemoveAdapter",
+        adapter_admin_pb2.RemoveAdapterRequest(port="blob", force=True),
+        adapter_admin_pb2.RemoveAdapterResponse(),
+        None,
     ),
 ]
 

@@ -55,6 +55,8 @@ _WEIGHTS = {
     "OpenDataset": 6,
     "ApplyChatTemplate": 6,
 }
+# They take the adapters away that the rest is played against, and start whatever program they are told to.
+_NOT_PLAYED = frozenset({"AddAdapter", "RemoveAdapter"})
 _EXTRA = (
     *health_pb2.DESCRIPTOR.services_by_name.values(),
     *reflection_pb2.DESCRIPTOR.services_by_name.values(),
@@ -166,7 +168,7 @@ class ServerTarget(Target):
             for service in file.DESCRIPTOR.services_by_name.values()
         ]
         services: list[Any] = [*kitchen, *(port.service for port in PORTS.values()), *_EXTRA]
-        self.methods = methods_of(services, _WEIGHTS)
+        self.methods = tuple(each for each in methods_of(services, _WEIGHTS) if each.name not in _NOT_PLAYED)
         self._profile = profile
         self._sessions = Sessions(self, "builtin:tiny-qwen3")
         self.data = folder / "data"

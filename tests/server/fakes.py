@@ -30,6 +30,7 @@ from crucible_kit.errors import FailedPreconditionError, NotFoundError
 from crucible_kitchen.api.access import Tokens
 from crucible_kitchen.api.endpoint import Endpoint
 from crucible_kitchen.options import ServerOptions
+from crucible_kitchen.ports.mapping import PortMapping
 from crucible_kitchen.relay.relay import Relay
 from crucible_kitchen.store import CheckpointRecord, RequestKey, RunRecord, Store
 
@@ -145,6 +146,12 @@ class FakeAdapters:
         if port != "blob":
             raise NotFoundError(f"port {port!r} is unknown", reason="PORT_NOT_FOUND")
         return adapter_admin_pb2.Adapter(port=port, state=adapter_admin_pb2.ADAPTER_STATE_READY)
+
+    async def add(self, port: str, mapping: PortMapping, **_: Any) -> adapter_admin_pb2.Adapter:
+        return adapter_admin_pb2.Adapter(port=port, target=mapping.adapter)
+
+    async def remove(self, port: str, **_: Any) -> None:
+        return None
 
 
 class FakeHost:

@@ -84,6 +84,8 @@ async def test_tokens_and_roles(tmp_path: Path) -> None:
     get = run_pb2.GetRunRequest(run_id="run-1")
     cancel = run_pb2.CancelRunRequest(run_id="run-1")
     probe = adapter_admin_pb2.ProbeAdapterRequest(port="blob")
+    mapping = adapter_admin_pb2.AdapterMapping(adapter="builtin:local")
+    add = adapter_admin_pb2.AddAdapterRequest(port="blob", mapping=mapping)
     async with serve(tmp_path, tokens=tokens(read=READ, run=RUN, admin=ADMIN)) as api:
         await api.new_run()
 
@@ -95,6 +97,10 @@ async def test_tokens_and_roles(tmp_path: Path) -> None:
                     await runs.GetRun(get)
                 elif call == "cancel":
                     await runs.CancelRun(cancel)
+                elif call == "add":
+                    await adapters.AddAdapter(add)
+                elif call == "remove":
+                    await adapters.RemoveAdapter(adapter_admin_pb2.RemoveAdapterRequest(port="blob"))
                 elif call == "watch":
                     await anext(runs.WatchRun(run_pb2.WatchRunRequest(run_id="run-1")))
                 else:
@@ -106,13 +112,13 @@ async def test_tokens_and_roles(tmp_path: Path) -> None:
                 await channel.close()
             return "OK"
 
-        calls = ("get", "watch", "cancel", "probe")
-        assert [await outcome("", call) for call in calls] == ["TOKEN_MISSING"] * 4
-        assert [await outcome("wrong-token-0123456789", call) for call in calls] == ["TOKEN_INVALID"] * 4
-        assert [await outcome(READ + "x", call) for call in calls] == ["TOKEN_INVALID"] * 4
-        assert [await outcome(READ, call) for call in calls] == ["OK", "OK", "ROLE_MISSING", "ROLE_MISSING"]
-        assert [await outcome(RUN, call) for call in calls] == ["OK", "OK", "OK", "ROLE_MISSING"]
-        assert [await outcome(ADMIN, call) for call in calls] == ["OK"] * 4
+        calls = ("get", "watch", "cancel", "probe", "add", "remove")
+        assert [await outcome("", call) for call in calls] == ["TOKEN_MISSING"] * 6
+        assert [await outcome("wrong-token-0123456789", call) for call in calls] == ["TOKEN_INVALID"] * 6
+        assert [await outcome(READ + "x", call) for call in calls] == ["TOKEN_INVALID"] * 6
+        assert [await outcome(READ, call) for call in calls] == ["OK"] * 2 + ["ROLE_MISSING"] * 4
+        assert [await outcome(RUN, call) for call in calls] == ["OK"] * 3 + ["ROLE_MISSING"] * 3
+        assert [await outcome(ADMIN, call) for call in calls] == ["OK"] * 6
 
 
 async def test_other_schemes_are_no_token(tmp_path: Path) -> None:

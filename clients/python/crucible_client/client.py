@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +253,52 @@ class KitchenClient:
         """A port's adapter, asked whether it can serve; starts it if it does not run."""
         request = adapter_admin_pb2.ProbeAdapterRequest(port=port)
         return (await self._adapters.ProbeAdapter(request, timeout=max(self._timeout, _PROBE_TIMEOUT))).adapter
+
+    async def add_adapter(
+        self,
+        port: str,
+        adapter: str = "",
+        *,
+        command: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
+        secrets: Mapping[str, str] | None = None,
+        tls: Mapping[str, str] | None = None,
+        token_env: str = "",
+        wait_seconds: float | None = None,
+        insecure: bool = False,
+        validate_only: bool = False,
+        force: bool = False,
+    ) -> adapter_admin_pb2.Adapter | None:
+        """Maps a port to an adapter; the adapter that serves it now, None for none (with `validate_only`).
+
+        Args:
+            adapter, command, options, secrets, token_env, wait_seconds, insecure: as in a manifest. `secrets` holds
+                names of the server's environment variables, never values.
+            tls: ca, cert and key, absolute paths on the server's machine, and server_name; {}: the system's
+                authorities. None: plain text.
+            force: also when the port is in use: sessions are lost, runs go on from their last checkpoints.
+        """
+        mapping = adapter_admin_pb2.AdapterMapping(
+            adapter=adapter,
+            command=command,
+            options=_struct("mapping.options", options) if options else None,
+            secrets=secrets,
+            tls=None if tls is None else adapter_admin_pb2.AdapterTls(**tls),
+            token_env=token_env,
+            wait_seconds=wait_seconds,
+            insecure=insecure,
+        )
+        request = adapter_admin_pb2.AddAdapterRequest(
+            port=port, mapping=mapping, validate_only=validate_only, force=force
+        )
+        response = await self._adapters.AddAdapter(request, timeout=max(self._timeout, _PROBE_TIMEOUT))
+        return response.adapter if response.HasField("adapter") else None
+
+    async def remove_adapter(self, port: str, *, force: bool = False) -> adapter_admin_pb2.Adapter | None:
+        """Takes back what add_adapter did; the adapter that serves the port now, None for none."""
+        request = adapter_admin_pb2.RemoveAdapterRequest(port=port, force=force)
+        response = await self._adapters.RemoveAdapter(request, timeout=max(self._timeout, _PROBE_TIMEOUT))
+        return response.adapter if response.HasField("adapter") else None
 
 
 def _struct(field: str, values: Mapping[str, Any]) -> struct_pb2.Struct:

@@ -59,6 +59,8 @@ METHOD_ROLES: dict[str, Role] = {
     f"{_ADAPTERS}ListAdapters": Role.READ,
     # It starts the adapter's process.
     f"{_ADAPTERS}ProbeAdapter": Role.ADMIN,
+    f"{_ADAPTERS}AddAdapter": Role.ADMIN,
+    f"{_ADAPTERS}RemoveAdapter": Role.ADMIN,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Role.READ,
     "/grpc.channelz.v1.Channelz/GetTopChannels": Role.READ,
     "/grpc.channelz.v1.Channelz/GetServers": Role.READ,
@@ -73,9 +75,11 @@ METHOD_ROLES: dict[str, Role] = {
 OPEN_METHODS = frozenset(
     {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List"}
 )
-MUTATIONS = PORT_MUTATIONS | {
-    f"{_RUN}{name}" for name in ("CreateRun", "StartRun", "PauseRun", "ResumeRun", "CancelRun")
-}
+MUTATIONS = (
+    PORT_MUTATIONS
+    | {f"{_RUN}{name}" for name in ("CreateRun", "StartRun", "PauseRun", "ResumeRun", "CancelRun")}
+    | {f"{_ADAPTERS}{name}" for name in ("AddAdapter", "RemoveAdapter")}
+)
 
 
 class Tokens:

@@ -9,7 +9,7 @@ import click
 
 # name -> (module:attribute, help in one line)
 _COMMANDS = {
-    "adapters": ("catalog:adapters", "Show the ports and the adapters that serve them."),
+    "adapters": ("adapters:adapters", "Show which adapter serves each port, and change that."),
     "call": ("call:call", "Call any gRPC method of any server that has reflection."),
     "cassettes": ("cassettes:cassettes", "Look after recordings of adapters."),
     "recipes": ("catalog:recipes", "Show the recipes, or one with its configuration."),

@@ -1,4 +1,4 @@
-"""kitchen recipes, stages, adapters: what a kitchen can do."""
+"""kitchen recipes, stages: what a kitchen can do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import click
 from google.protobuf.json_format import MessageToDict
 
-from crucible.kitchen.v1 import adapter_admin_pb2, catalog_pb2
+from crucible.kitchen.v1 import catalog_pb2
 from crucible_kitchen.cli.connection import connected_to_catalog, execute
 from crucible_kitchen.cli.options import Target, json_option, target_options
 from crucible_kitchen.cli.output import print_messages, print_table
@@ -82,31 +82,3 @@ def stages(target: Target, as_json: bool) -> None:
         ("STAGE", "PORTS", "WHAT IT DOES"),
         [(each.name, " ".join(each.ports) or "-", each.description) for each in found],
     )
-
-
-@click.command()
-@click.argument("port", required=False)
-@target_options
-@json_option
-def adapters(port: str | None, target: Target, as_json: bool) -> None:
-    """Show the ports and the adapters that serve them; with PORT start that adapter and ask whether it can serve."""
-
-    async def work() -> list[adapter_admin_pb2.Adapter]:
-        async with connected_to_catalog(target) as client:
-            return await client.list_adapters() if port is None else [await client.probe_adapter(port)]
-
-    found = execute(work())
-    if as_json:
-        print_messages(found)
-        return
-    rows = [
-        (
-            each.port,
-            each.target,
-            adapter_admin_pb2.AdapterState.Name(each.state).removeprefix("ADAPTER_STATE_"),
-            f"{each.name} {each.version}".strip() or "-",
-            each.detail or " ".join(each.capabilities),
-        )
-        for each in found
-    ]
-    print_table(("PORT", "ADAPTER", "STATE", "NAME", "DETAIL"), rows)

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from crucible_kit.errors import FailedPreconditionError
+from crucible_kit.redaction import redact_logs
 
 # A run that is not paused in time goes on from its last checkpoint, so leaving must not take long.
 _DRAIN_SECONDS = 5.0
@@ -34,6 +35,7 @@ async def embedded_server(data: Path, manifest: Path | None) -> AsyncIterator[st
             reason="SERVER_NOT_INSTALLED",
         ) from error
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    redact_logs()
     folder = _private_folder()
     try:
         server = KitchenServer(

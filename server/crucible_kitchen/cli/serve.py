@@ -14,6 +14,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from crucible_kit.errors import InvalidArgumentError
+from crucible_kit.redaction import redact_logs
 from crucible_kit.settings import parse_settings
 from crucible_kitchen.cli.connection import execute
 from crucible_kitchen.cli.follow import Interrupts
@@ -54,6 +55,7 @@ def _option(name: str, field: FieldInfo) -> click.Option:
 def _serve(as_json: bool, **given: Any) -> None:
     options = server_options(given)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    redact_logs()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     execute(_run_server(options, as_json=as_json))
 

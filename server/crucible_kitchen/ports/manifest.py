@@ -12,44 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from crucible_kit.errors import InvalidArgumentError
 from crucible_kit.ports import PORTS
 from crucible_kit.settings import parse_settings, unknown_key
+from crucible_kitchen.ports.installed import find_adapter
+from crucible_kitchen.ports.mapping import PortMapping
 
-_KINDS = ("builtin", "python", "grpc")
-
-
-class PortMapping(BaseModel):
-    """One port's adapter."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    adapter: str = Field(
-        description="builtin:NAME, python:package.module:Class, or grpc:ADDRESS (host:port, or unix:PATH)."
-    )
-    options: dict[str, Any] = Field(default_factory=dict, description="The adapter's own settings.")
-    wait_seconds: float = Field(
-        default=30.0,
-        gt=0,
-        le=3600,
-        description="How long a call waits for a grpc: adapter that is away; a run then waits, PAUSED, until it is "
-        "back.",
-    )
-
-    @field_validator("adapter")
-    @classmethod
-    def _known_kind(cls, value: str) -> str:
-        kind, _, rest = value.partition(":")
-        if kind not in _KINDS or not rest:
-            raise ValueError(f"must be builtin:NAME, python:package.module:Class or grpc:ADDRESS, not {value!r}")
-        return value
-
-    @property
-    def kind(self) -> str:
-        """builtin, python or grpc."""
-        return self.adapter.partition(":")[0]
-
-    @property
-    def target(self) -> str:
-        """What follows the kind."""
-        return self.adapter.partition(":")[2]
+__all__ = [
+    "Manifest",
+    "PortMapping",
+    "base_mappings",
+    "check_fake",
+    "default_ports",
+    "load_manifest",
+    "read_manifest",
+    "read_mappings",
+]
 
 
 class Manifest(BaseModel):
@@ -57,13 +32,16 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    profile: Literal["auto", "local", "hub", "test"] = Field(
+    profile: Literal["auto", "local", "hub", "tinker", "test"] = Field(
         default="auto",
-        description="What serves the ports hub and dataset by default. auto: the Hugging Face hub when its libraries "
-        "are installed (the extra hf), otherwise this machine alone. local: this machine alone. hub: the hub, refused "
-        "without its libraries. test: as local, and adapters named fake_... are allowed.",
+        description="What serves ports that are not named. auto: hub and dataset are the Hugging Face hub when its "
+        "libraries are installed (the extra hf), otherwise this machine alone. local: this machine alone. hub: the "
+        "hub, refused without its libraries. tinker: as auto, with training and sampling by builtin:tinker, refused "
+        "when that adapter is not installed. test: as local, and adapters named fake_... are allowed.",
     )
-    ports: dict[str, PortMapping] = Field(default_factory=dict, description="Adapter by port name.")
+    ports: dict[str, PortMapping] = Field(
+        default_factory=dict, description="Adapter by port name. Ports that are not named keep the profile's."
+    )
 
     @field_validator("ports", mode="before")
     @classmethod
@@ -76,6 +54,7 @@ class Manifest(BaseModel):
         return {port: {"adapter": each} if isinstance(each, str) else each for port, each in value.items()}
 
 
+_ENGINE_PORTS = ("sampling", "training")
 _HUB_PORTS = ("dataset", "hub")
 _HUB_PACKAGES = ("datasets", "huggingface_hub")
 _DEFAULT_PORTS = {
@@ -91,28 +70,62 @@ _DEFAULT_PORTS = {
 
 
 def load_manifest(path: Path | None) -> dict[str, PortMapping]:
-    """Adapter by port, the defaults filled in.
+    """Adapter by port, the profile's defaults filled in.
 
     Raises:
         InvalidArgumentError: MANIFEST_INVALID with the bad keys; a fake outside the profile test; the profile hub
-            without its libraries.
+            without its libraries, or tinker without its adapter.
     """
-    manifest = (
-        Manifest()
-        if path is None
-        else parse_settings(Manifest, _read_yaml(path), where="manifest", reason="MANIFEST_INVALID")
-    )
-    mappings = {port: PortMapping(adapter=adapter) for port, adapter in default_ports(manifest.profile).items()}
-    mappings |= manifest.ports
+    return base_mappings(read_manifest(path))
+
+
+def read_manifest(path: Path | None) -> Manifest:
+    """The manifest of a file; None: an empty one. Raises MANIFEST_INVALID with the bad keys."""
+    if path is None:
+        return Manifest()
+    manifest = parse_settings(Manifest, _read_yaml(path), where="manifest", reason="MANIFEST_INVALID")
+    return manifest.model_copy(update={"ports": _located(manifest.ports, path.absolute().parent)})
+
+
+def read_mappings(path: Path) -> dict[str, PortMapping]:
+    """The mappings of a file that has ports alone. Raises MANIFEST_INVALID naming the file and the bad keys."""
+    return parse_settings(Manifest, _read_yaml(path), where=path.name, reason="MANIFEST_INVALID").ports
+
+
+def _located(ports: dict[str, PortMapping], folder: Path) -> dict[str, PortMapping]:
+    return {
+        port: each if each.tls is None else each.model_copy(update={"tls": each.tls.below(folder)})
+        for port, each in ports.items()
+    }
+
+
+def base_mappings(manifest: Manifest) -> dict[str, PortMapping]:
+    """Adapter by port, the profile's defaults filled in. Raises what load_manifest raises."""
+    defaults = {port: PortMapping(adapter=each) for port, each in default_ports(manifest.profile).items()}
+    mappings = {**defaults, **manifest.ports}
     for port, mapping in mappings.items():
-        if "fake_" in mapping.target and manifest.profile != "test":
-            raise InvalidArgumentError(
-                f"manifest.ports.{port}: {mapping.adapter} is a fake, which only the profile test may name; "
-                f"this manifest's profile is {manifest.profile}",
-                reason="MANIFEST_INVALID",
-                metadata={"port": port, "adapter": mapping.adapter},
-            )
+        check_fake(port, mapping, manifest.profile, where=f"manifest.ports.{port}")
+    missing = [port for port in _ENGINE_PORTS if port not in manifest.ports and not find_adapter(port, "tinker")]
+    if manifest.profile == "tinker" and missing:
+        names = " and ".join(missing)
+        raise InvalidArgumentError(
+            f"manifest.profile is tinker, but the adapter builtin:tinker is not installed: no installed package has it "
+            f"for {names}. Install one, map {names} to another adapter in manifest.ports, or choose another profile",
+            reason="MANIFEST_INVALID",
+            metadata={"field": "manifest.profile", "adapter": "builtin:tinker", "ports": " ".join(missing)},
+        )
     return mappings
+
+
+def check_fake(port: str, mapping: PortMapping, profile: str, *, where: str) -> None:
+    """Raises MANIFEST_INVALID for a fake outside the profile test."""
+    if mapping.is_fake and profile != "test":
+        raise InvalidArgumentError(
+            f"{where}: {mapping.adapter} is a fake, which only the profile test may name; this manifest's profile is "
+            f"{profile}",
+            reason="MANIFEST_INVALID",
+            metadata={"field": where, "port": port, "adapter": mapping.adapter},
+        )
 
 
 def default_ports(profile: str) -> dict[str, str]:
@@ -129,9 +142,12 @@ def default_ports(profile: str) -> dict[str, str]:
             reason="MANIFEST_INVALID",
             metadata={"packages": " ".join(missing)},
         )
-    if profile == "hub" or (profile == "auto" and not missing):
-        return {**_DEFAULT_PORTS, **dict.fromkeys(_HUB_PORTS, "builtin:huggingface")}
-    return dict(_DEFAULT_PORTS)
+    ports = dict(_DEFAULT_PORTS)
+    if profile == "hub" or (profile in ("auto", "tinker") and not missing):
+        ports |= dict.fromkeys(_HUB_PORTS, "builtin:huggingface")
+    if profile == "tinker":
+        ports |= dict.fromkeys(_ENGINE_PORTS, "builtin:tinker")
+    return ports
 
 
 def _installed(package: str) -> bool:

@@ -1,4 +1,4 @@
-"""Child processes that serve ports: started when needed, watched, ended with the server."""
+"""Adapters in child processes: started when needed, watched, started anew when they died, ended with the server."""
 
 from __future__ import annotations
 
@@ -6,79 +6,201 @@ import asyncio
 import logging
 import os
 import sys
-from collections import deque
+from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
+from typing import ClassVar
 
-from crucible.adapter.v1 import adapter_pb2, adapter_pb2_grpc
-from crucible_kit.adapter import CONTRACT_VERSIONS, AdapterOptions, ProcessAdapter, distribution_version
+from crucible.adapter.v1 import adapter_pb2
+from crucible_kit.adapter import AdapterOptions, ProcessAdapter
 from crucible_kit.channel import RemoteChannel, connect
 from crucible_kit.errors import DeadlineExceededError, KitchenError, UnavailableError
+from crucible_kitchen.ports import handshake
+from crucible_kitchen.ports.child import ChildProcess
+from crucible_kitchen.ports.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
 
 _START_SECONDS = 180.0
 _STOP_SECONDS = 10.0
 _PROBE_SECONDS = 15.0
-_KEPT_LINES = 40
+# In which a child whose connection broke is found to have ended.
+_LAST_WORDS_SECONDS = 0.5
+_MAX_TOLD_CHARACTERS = 1500
 
 
-class AdapterProcess:
-    """One child and the channel to it. A child that has died is started again by the next `ensure`."""
+class ChildAdapter(ABC):
+    """One child that serves ports, and the channel to it. A child that has died is started again by the next
+    `ensure`.
+    """
 
-    def __init__(self, adapter: ProcessAdapter, options: AdapterOptions, *, socket: Path, work_dir: Path) -> None:
-        self._adapter = adapter
-        self._options = options
-        self._socket = socket
-        self._work_dir = work_dir
-        self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.Task[None] | None = None
-        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._lock = asyncio.Lock()
-        # Calls fail at once when the child is gone: the run then goes on from its checkpoint with a new one.
-        self.channel: RemoteChannel = connect(f"unix:{socket}", wait_for_ready=False, retry=False)
-        self.info: adapter_pb2.GetAdapterInfoResponse | None = None
+    _terminates: ClassVar[bool] = False
+    """Whether the child is sent SIGTERM when it is to end; it sees the end of its stdin in any case."""
+
+    def __init__(self, name: str, *, hidden_variables: Collection[str] = ()) -> None:
+        """`hidden_variables`: environment variables that the child does not get."""
+        self._name = name
+        self._hidden = hidden_variables
+        self._child: ChildProcess | None = None
+        self._info: adapter_pb2.GetAdapterInfoResponse | None = None
+        self._ensuring: SingleFlight[adapter_pb2.GetAdapterInfoResponse] = SingleFlight()
 
     @property
-    def declared(self) -> frozenset[str]:
-        """The capabilities that it is known to have without being asked."""
-        return frozenset(capability for each in self._adapter.capabilities.values() for capability in each)
+    def info(self) -> adapter_pb2.GetAdapterInfoResponse | None:
+        """Its handshake; None while it does not run."""
+        return self._info if self.running else None
 
     @property
     def running(self) -> bool:
         """Whether the child lives."""
-        return self._process is not None and self._process.returncode is None
+        return self._child is not None and self._child.running
 
     @property
     def pid(self) -> int | None:
         """The child's process id."""
-        return self._process.pid if self._process is not None and self.running else None
+        return None if self._child is None else self._child.pid
 
-    async def ensure(self) -> adapter_pb2.GetAdapterInfoResponse:
-        """The adapter's handshake; starts the child when it does not run.
+    @property
+    @abstractmethod
+    def channel(self) -> RemoteChannel:
+        """The way to it."""
+
+    @abstractmethod
+    async def _start(self) -> ChildProcess:
+        """A new child. Raises OSError when it can't be executed."""
+
+    @abstractmethod
+    async def _find(self, child: ChildProcess) -> None:
+        """Finds out where the child listens. Raises UnavailableError when it does not say so."""
+
+    def _start_failed(self, problem: str) -> KitchenError:
+        return UnavailableError(
+            f"{self._name} did not start ({problem})",
+            reason="ADAPTER_START_FAILED",
+            metadata={"adapter": self._name},
+        )
+
+    def _environment(self) -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name not in self._hidden}
+
+    async def ensure(self, port: str = "", *, fresh: bool = False) -> adapter_pb2.GetAdapterInfoResponse:
+        """The adapter's handshake; starts the child when it does not run or answer. It is always asked.
 
         Raises:
             UnavailableError: ADAPTER_START_FAILED with the last lines the child wrote.
         """
-        async with self._lock:
-            if self.running and self.info is not None and await self._answers():
-                return self.info
-            await self._end()
-            await self._start()
-            self.info = await self._handshake()
+        return await self._ensuring.run(self._ensure)
+
+    async def _ensure(self) -> adapter_pb2.GetAdapterInfoResponse:
+        if self.info is not None and await self._answers():
             return self.info
+        return await self._start_anew()
+
+    async def _start_anew(self) -> adapter_pb2.GetAdapterInfoResponse:
+        await self._end()
+        try:
+            self._child = child = await self._start()
+        except OSError as error:
+            raise self._start_failed(f"it can't be executed: {error.strerror}") from error
+        try:
+            self._info = await self._handshake(child)
+        except BaseException:
+            await self._end()
+            raise
+        return self._info
 
     async def _answers(self) -> bool:
         """Whether somebody answers: a killed child counts as running until it is reaped, a stopped one for ever."""
-        stub = adapter_pb2_grpc.AdapterServiceStub(self.channel)
         try:
-            await stub.Probe(adapter_pb2.ProbeRequest(), timeout=_PROBE_SECONDS)
+            await handshake.probe(self.channel, timeout=_PROBE_SECONDS)
         except (UnavailableError, DeadlineExceededError):
             return False
         except KitchenError:
             pass  # an answer, if an odd one
         return True
 
-    async def _start(self) -> None:
+    async def _handshake(self, child: ChildProcess) -> adapter_pb2.GetAdapterInfoResponse:
+        async def shake_hands() -> adapter_pb2.GetAdapterInfoResponse:
+            await self._find(child)
+            # On the connection that all calls use: it may still be backing off from the child that died.
+            return await handshake.get_info(self.channel.waiting(), timeout=_START_SECONDS)
+
+        call = asyncio.ensure_future(shake_hands())
+        ended = asyncio.ensure_future(child.wait())
+        try:
+            await asyncio.wait({call, ended}, timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if call.done() and (call.exception() is None or not _is_away(call.exception())):
+                return call.result()
+            problem = str(call.exception()) if call.done() else f"does not serve after {_START_SECONDS:g} s"
+            if await child.ends_within(_LAST_WORDS_SECONDS):
+                # What it said before it died is still in its pipes.
+                await child.stop(_STOP_SECONDS)
+                problem = f"ended with status {child.status}"
+            shown = "\n".join(child.last_lines) or "nothing"
+            raise self._start_failed(f"{problem}; its last lines: {shown[-_MAX_TOLD_CHARACTERS:]}")
+        finally:
+            call.cancel()
+            ended.cancel()
+            await asyncio.gather(call, ended, return_exceptions=True)
+
+    async def _end(self) -> None:
+        child, self._child, self._info = self._child, None, None
+        if child is not None:
+            await child.stop(_STOP_SECONDS, terminate=self._terminates)
+
+    async def close(self) -> None:
+        """Ends the child and waits for it."""
+        await self._ensuring.cancel()
+        await self._end()
+        await self.channel.close()
+
+
+def _is_away(error: BaseException | None) -> bool:
+    return isinstance(error, UnavailableError | DeadlineExceededError)
+
+
+class AdapterProcess(ChildAdapter):
+    """The child of a ProcessAdapter."""
+
+    def __init__(
+        self,
+        adapter: ProcessAdapter,
+        options: AdapterOptions,
+        *,
+        socket: Path,
+        work_dir: Path,
+        hidden_variables: Collection[str] = (),
+    ) -> None:
+        super().__init__(adapter.name, hidden_variables=hidden_variables)
+        self._adapter = adapter
+        self._options = options
+        self._socket = socket
+        self._work_dir = work_dir
+        # Calls fail at once when the child is gone: the run then goes on from its checkpoint with a new one.
+        self._channel = connect(f"unix:{socket}", wait_for_ready=False, retry=False)
+
+    @property
+    def channel(self) -> RemoteChannel:
+        """The way to it."""
+        return self._channel
+
+    @property
+    def declared(self) -> frozenset[str]:
+        """The capabilities that it is known to have without being asked."""
+        return frozenset(capability for each in self._adapter.capabilities.values() for capability in each)
+
+    def is_ready(self, port: str) -> bool:
+        """Always: its sessions end with it, so a call that finds it gone must fail."""
+        return True
+
+    async def failed(self, port: str, error: KitchenError, instance_id: str) -> bool:
+        """Nothing to note: it is asked whether it answers before it is used again."""
+        return False
+
+    async def _find(self, child: ChildProcess) -> None:
+        """It listens where it is told to."""
+
+    async def _start(self) -> ChildProcess:
         self._socket.unlink(missing_ok=True)
         self._work_dir.mkdir(parents=True, exist_ok=True)
         command = [
@@ -86,77 +208,6 @@ class AdapterProcess:
             *("--listen", f"unix:{self._socket}", "--work-dir", str(self._work_dir), "--parent-pipe"),
             *self._adapter.arguments(self._options),
         ]
-        self._process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env={**self._adapter.environment, **os.environ},
-            # Ctrl-C at the terminal is the server's to handle.
-            start_new_session=True,
-        )
-        self._reader = asyncio.create_task(self._read_lines(self._process))
-        logger.info("%s started, pid %d", self._adapter.name, self._process.pid)
-
-    async def _read_lines(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
-        async for line in process.stderr:
-            text = line.decode("utf-8", "replace").rstrip()
-            self._lines.append(text)
-            logger.info("%s: %s", self._adapter.name, text)
-        status = await process.wait()
-        logger.info("%s ended with status %d", self._adapter.name, status)
-
-    async def _handshake(self) -> adapter_pb2.GetAdapterInfoResponse:
-        assert self._process is not None
-        # On the connection that all calls use: it may still be backing off from the child that died.
-        waiting = self.channel.waiting()
-        request = adapter_pb2.GetAdapterInfoRequest(
-            host_version=distribution_version(), host_contract_versions=CONTRACT_VERSIONS
-        )
-        call = asyncio.ensure_future(
-            adapter_pb2_grpc.AdapterServiceStub(waiting).GetAdapterInfo(request, timeout=_START_SECONDS)
-        )
-        ended = asyncio.ensure_future(self._process.wait())
-        try:
-            await asyncio.wait({call, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not call.done():
-                raise self._start_failed(f"ended with status {self._process.returncode}")
-            return call.result()
-        except KitchenError as error:
-            raise self._start_failed(error.message) from error
-        finally:
-            call.cancel()
-            ended.cancel()
-            await asyncio.gather(call, ended, return_exceptions=True)
-
-    def _start_failed(self, what: str) -> UnavailableError:
-        shown = "\n".join(self._lines) or "nothing"
-        return UnavailableError(
-            f"{self._adapter.name} did not start ({what}); its last lines: {shown[-1500:]}",
-            reason="ADAPTER_START_FAILED",
-            metadata={"adapter": self._adapter.name},
-        )
-
-    async def _end(self) -> None:
-        process, self._process, self.info = self._process, None, None
-        if process is None:
-            return
-        if process.returncode is None:
-            assert process.stdin is not None
-            process.stdin.close()
-            try:
-                await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-            except TimeoutError:
-                logger.warning("%s did not end in %g s and is killed", self._adapter.name, _STOP_SECONDS)
-                process.kill()
-                await process.wait()
-        if self._reader is not None:
-            await self._reader
-        self._lines.clear()
-
-    async def close(self) -> None:
-        """Ends the child and waits for it."""
-        async with self._lock:
-            await self._end()
-            await self.channel.close()
+        child = ChildProcess(self._name)
+        await child.start(command, {**self._adapter.environment, **self._environment()})
+        return child

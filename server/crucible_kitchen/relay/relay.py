@@ -100,6 +100,10 @@ class Relay:
         self._host.require(port)
         return Call(self._host, port, method, self._callers.of(context), context)
 
+    def open_sessions(self, port: str) -> int:
+        """How many sessions or datasets clients have open at the port's adapter, or are opening."""
+        return self._sessions.count(port)
+
     def start(self) -> None:
         """Looks after leases from now on."""
         self._leases = asyncio.create_task(self._watch_leases())

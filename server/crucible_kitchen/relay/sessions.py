@@ -235,6 +235,11 @@ class Sessions:
             what = f"clients have {full} open {kind.noun} that train every weight"
             _check(kind, full, what, option, getattr(self._options, option))
 
+    def count(self, port: str) -> int:
+        """How many of a port are open, or being opened, by all clients together."""
+        opening = sum(count for place, count in self._opening.items() if place.port == port)
+        return opening + sum(entry.port == port for entry in self._current())
+
     def add(self, entry: Entry) -> None:
         """Takes a session in. One that is here already, asked for again, stays as it is."""
         key = entry.port, entry.session_id

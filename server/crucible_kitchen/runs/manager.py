@@ -81,6 +81,10 @@ class RunManager:
         events, changes = await stopped(self._store, record.run_id, changed)
         await self._store.append(record.run_id, events, changes=changes, expect=[CANCELLING])
 
+    def at_work(self) -> list[str]:
+        """Ids of the runs that execute now, sorted."""
+        return sorted(self._executors)
+
     async def create(self, request: run_pb2.CreateRunRequest) -> RunRecord:
         """Validates and stores a run, and queues it unless it is held."""
         key = _request_key(request, "CreateRun")

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from crucible.kitchen.v1.event_pb2 import RunEvent, RunState
 from crucible_kit.errors import UnavailableError
+from crucible_kit.redaction import redact_message
 from crucible_kitchen.store import reads, writes
 from crucible_kitchen.store.database import migrate, reader_engine, storage_error, writer_engine
 from crucible_kitchen.store.newest import NewestRecords
@@ -83,6 +84,7 @@ class Store:
             AlreadyExistsError: RUN_EXISTS.
             InvalidArgumentError: REQUEST_ID_REUSED.
         """
+        _redact(events)
         return await self._writer.submit(
             lambda connection: writes.create_run(connection, record, events, request, self._clock())
         )
@@ -138,6 +140,8 @@ class Store:
         found = sum(each.WhichOneof("payload") == "checkpoint_damaged" for each in events)
         if found != (damaged is not None):
             raise ValueError(f"{found} CheckpointDamaged events don't fit the damaged checkpoint {damaged}")
+
+        _redact(events)
 
         def committed(record: RunRecord) -> None:
             if checkpoint is None:
@@ -232,6 +236,12 @@ class Store:
             return await asyncio.get_running_loop().run_in_executor(self._threads, read)
         except DBAPIError as error:
             raise storage_error(error, reason="STORE_READ_FAILED") or error from error
+
+
+def _redact(events: Sequence[RunEvent]) -> None:
+    """A log is for everybody who may read: no secret of an adapter gets into it."""
+    for event in events:
+        redact_message(event)
 
 
 def _migrated(path: Path) -> Any:

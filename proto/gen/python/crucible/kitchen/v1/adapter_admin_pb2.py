@@ -23,29 +23,64 @@ _sym_db = _symbol_database.Default()
 
 
 from crucible.type.v1 import constraints_pb2 as crucible_dot_type_dot_v1_dot_constraints__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'crucible/kitchen/v1/adapter_admin.proto\x12\x13\x63rucible.kitchen.v1\x1a\"crucible/type/v1/constraints.proto\"\xaf\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04port\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x30\n\x05state\x18\x04 \x01(\x0e\x32!.crucible.kitchen.v1.AdapterState\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x07 \x03(\t\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\"\x15\n\x13ListAdaptersRequest\"F\n\x14ListAdaptersResponse\x12.\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1c.crucible.kitchen.v1.Adapter\"+\n\x13ProbeAdapterRequest\x12\x14\n\x04port\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\"E\n\x14ProbeAdapterResponse\x12-\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1c.crucible.kitchen.v1.Adapter*\x96\x01\n\x0c\x41\x64\x61pterState\x12\x1d\n\x19\x41\x44\x41PTER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41\x44\x41PTER_STATE_IDLE\x10\x01\x12\x17\n\x13\x41\x44\x41PTER_STATE_READY\x10\x02\x12\x1a\n\x16\x41\x44\x41PTER_STATE_STARTING\x10\x03\x12\x1a\n\x16\x41\x44\x41PTER_STATE_DEGRADED\x10\x04\x32\xdf\x01\n\x13\x41\x64\x61pterAdminService\x12\x63\n\x0cListAdapters\x12(.crucible.kitchen.v1.ListAdaptersRequest\x1a).crucible.kitchen.v1.ListAdaptersResponse\x12\x63\n\x0cProbeAdapter\x12(.crucible.kitchen.v1.ProbeAdapterRequest\x1a).crucible.kitchen.v1.ProbeAdapterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'crucible/kitchen/v1/adapter_admin.proto\x12\x13\x63rucible.kitchen.v1\x1a\"crucible/type/v1/constraints.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xb5\x03\n\x07\x41\x64\x61pter\x12\x0c\n\x04port\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x30\n\x05state\x18\x04 \x01(\x0e\x32!.crucible.kitchen.v1.AdapterState\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x07 \x03(\t\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\x12\x32\n\x06source\x18\t \x01(\x0e\x32\".crucible.kitchen.v1.AdapterSource\x12\x13\n\x0binstance_id\x18\n \x01(\t\x12(\n\x07options\x18\x0b \x01(\x0b\x32\x17.google.protobuf.Struct\x12:\n\x07secrets\x18\x0c \x03(\x0b\x32).crucible.kitchen.v1.Adapter.SecretsEntry\x12\x11\n\ttoken_env\x18\r \x01(\t\x12\x12\n\nlast_error\x18\x0e \x01(\t\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xdf\x02\n\x0e\x41\x64\x61pterMapping\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x18\n\x07\x63ommand\x18\x02 \x03(\tB\x07\xca\xa5\x19\x03 \x80\x02\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12I\n\x07secrets\x18\x04 \x03(\x0b\x32\x30.crucible.kitchen.v1.AdapterMapping.SecretsEntryB\x06\xca\xa5\x19\x02 @\x12,\n\x03tls\x18\x05 \x01(\x0b\x32\x1f.crucible.kitchen.v1.AdapterTls\x12\x11\n\ttoken_env\x18\x06 \x01(\t\x12\x19\n\x0cwait_seconds\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08insecure\x18\x08 \x01(\x08\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0f\n\r_wait_seconds\"Q\n\nAdapterTls\x12\n\n\x02\x63\x61\x18\x01 \x01(\t\x12\x0c\n\x04\x63\x65rt\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x1c\n\x0bserver_name\x18\x04 \x01(\tB\x07\xca\xa5\x19\x03\x18\xff\x01\"\x15\n\x13ListAdaptersRequest\"F\n\x14ListAdaptersResponse\x12.\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1c.crucible.kitchen.v1.Adapter\"+\n\x13ProbeAdapterRequest\x12\x14\n\x04port\x18\x01 \x01(\tB\x06\xca\xa5\x19\x02\x08\x01\"E\n\x14ProbeAdapterResponse\x12-\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1c.crucible.kitchen.v1.Adapter\"\x8f\x01\n\x11\x41\x64\x64\x41\x64\x61pterRequest\x12\x16\n\x04port\x18\x01 \x01(\tB\x08\xca\xa5\x19\x04\x08\x01\x18?\x12<\n\x07mapping\x18\x02 \x01(\x0b\x32#.crucible.kitchen.v1.AdapterMappingB\x06\xca\xa5\x19\x02\x08\x01\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"C\n\x12\x41\x64\x64\x41\x64\x61pterResponse\x12-\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1c.crucible.kitchen.v1.Adapter\"=\n\x14RemoveAdapterRequest\x12\x16\n\x04port\x18\x01 \x01(\tB\x08\xca\xa5\x19\x04\x08\x01\x18?\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"F\n\x15RemoveAdapterResponse\x12-\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1c.crucible.kitchen.v1.Adapter*\x96\x01\n\x0c\x41\x64\x61pterState\x12\x1d\n\x19\x41\x44\x41PTER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x41\x44\x41PTER_STATE_IDLE\x10\x01\x12\x17\n\x13\x41\x44\x41PTER_STATE_READY\x10\x02\x12\x1a\n\x16\x41\x44\x41PTER_STATE_STARTING\x10\x03\x12\x1a\n\x16\x41\x44\x41PTER_STATE_DEGRADED\x10\x04*\x82\x01\n\rAdapterSource\x12\x1e\n\x1a\x41\x44\x41PTER_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41\x44\x41PTER_SOURCE_DEFAULT\x10\x01\x12\x1b\n\x17\x41\x44\x41PTER_SOURCE_MANIFEST\x10\x02\x12\x18\n\x14\x41\x44\x41PTER_SOURCE_ADDED\x10\x03\x32\xa6\x03\n\x13\x41\x64\x61pterAdminService\x12\x63\n\x0cListAdapters\x12(.crucible.kitchen.v1.ListAdaptersRequest\x1a).crucible.kitchen.v1.ListAdaptersResponse\x12\x63\n\x0cProbeAdapter\x12(.crucible.kitchen.v1.ProbeAdapterRequest\x1a).crucible.kitchen.v1.ProbeAdapterResponse\x12]\n\nAddAdapter\x12&.crucible.kitchen.v1.AddAdapterRequest\x1a\'.crucible.kitchen.v1.AddAdapterResponse\x12\x66\n\rRemoveAdapter\x12).crucible.kitchen.v1.RemoveAdapterRequest\x1a*.crucible.kitchen.v1.RemoveAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crucible.kitchen.v1.adapter_admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ADAPTER_SECRETSENTRY']._loaded_options = None
+  _globals['_ADAPTER_SECRETSENTRY']._serialized_options = b'8\001'
+  _globals['_ADAPTERMAPPING_SECRETSENTRY']._loaded_options = None
+  _globals['_ADAPTERMAPPING_SECRETSENTRY']._serialized_options = b'8\001'
+  _globals['_ADAPTERMAPPING'].fields_by_name['command']._loaded_options = None
+  _globals['_ADAPTERMAPPING'].fields_by_name['command']._serialized_options = b'\312\245\031\003 \200\002'
+  _globals['_ADAPTERMAPPING'].fields_by_name['secrets']._loaded_options = None
+  _globals['_ADAPTERMAPPING'].fields_by_name['secrets']._serialized_options = b'\312\245\031\002 @'
+  _globals['_ADAPTERTLS'].fields_by_name['server_name']._loaded_options = None
+  _globals['_ADAPTERTLS'].fields_by_name['server_name']._serialized_options = b'\312\245\031\003\030\377\001'
   _globals['_PROBEADAPTERREQUEST'].fields_by_name['port']._loaded_options = None
   _globals['_PROBEADAPTERREQUEST'].fields_by_name['port']._serialized_options = b'\312\245\031\002\010\001'
-  _globals['_ADAPTERSTATE']._serialized_start=490
-  _globals['_ADAPTERSTATE']._serialized_end=640
-  _globals['_ADAPTER']._serialized_start=101
-  _globals['_ADAPTER']._serialized_end=276
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=278
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=299
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=301
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=371
-  _globals['_PROBEADAPTERREQUEST']._serialized_start=373
-  _globals['_PROBEADAPTERREQUEST']._serialized_end=416
-  _globals['_PROBEADAPTERRESPONSE']._serialized_start=418
-  _globals['_PROBEADAPTERRESPONSE']._serialized_end=487
-  _globals['_ADAPTERADMINSERVICE']._serialized_start=643
-  _globals['_ADAPTERADMINSERVICE']._serialized_end=866
+  _globals['_ADDADAPTERREQUEST'].fields_by_name['port']._loaded_options = None
+  _globals['_ADDADAPTERREQUEST'].fields_by_name['port']._serialized_options = b'\312\245\031\004\010\001\030?'
+  _globals['_ADDADAPTERREQUEST'].fields_by_name['mapping']._loaded_options = None
+  _globals['_ADDADAPTERREQUEST'].fields_by_name['mapping']._serialized_options = b'\312\245\031\002\010\001'
+  _globals['_REMOVEADAPTERREQUEST'].fields_by_name['port']._loaded_options = None
+  _globals['_REMOVEADAPTERREQUEST'].fields_by_name['port']._serialized_options = b'\312\245\031\004\010\001\030?'
+  _globals['_ADAPTERSTATE']._serialized_start=1569
+  _globals['_ADAPTERSTATE']._serialized_end=1719
+  _globals['_ADAPTERSOURCE']._serialized_start=1722
+  _globals['_ADAPTERSOURCE']._serialized_end=1852
+  _globals['_ADAPTER']._serialized_start=131
+  _globals['_ADAPTER']._serialized_end=568
+  _globals['_ADAPTER_SECRETSENTRY']._serialized_start=522
+  _globals['_ADAPTER_SECRETSENTRY']._serialized_end=568
+  _globals['_ADAPTERMAPPING']._serialized_start=571
+  _globals['_ADAPTERMAPPING']._serialized_end=922
+  _globals['_ADAPTERMAPPING_SECRETSENTRY']._serialized_start=522
+  _globals['_ADAPTERMAPPING_SECRETSENTRY']._serialized_end=568
+  _globals['_ADAPTERTLS']._serialized_start=924
+  _globals['_ADAPTERTLS']._serialized_end=1005
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1007
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1028
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1030
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1100
+  _globals['_PROBEADAPTERREQUEST']._serialized_start=1102
+  _globals['_PROBEADAPTERREQUEST']._serialized_end=1145
+  _globals['_PROBEADAPTERRESPONSE']._serialized_start=1147
+  _globals['_PROBEADAPTERRESPONSE']._serialized_end=1216
+  _globals['_ADDADAPTERREQUEST']._serialized_start=1219
+  _globals['_ADDADAPTERREQUEST']._serialized_end=1362
+  _globals['_ADDADAPTERRESPONSE']._serialized_start=1364
+  _globals['_ADDADAPTERRESPONSE']._serialized_end=1431
+  _globals['_REMOVEADAPTERREQUEST']._serialized_start=1433
+  _globals['_REMOVEADAPTERREQUEST']._serialized_end=1494
+  _globals['_REMOVEADAPTERRESPONSE']._serialized_start=1496
+  _globals['_REMOVEADAPTERRESPONSE']._serialized_end=1566
+  _globals['_ADAPTERADMINSERVICE']._serialized_start=1855
+  _globals['_ADAPTERADMINSERVICE']._serialized_end=2277
 # @@protoc_insertion_point(module_scope)

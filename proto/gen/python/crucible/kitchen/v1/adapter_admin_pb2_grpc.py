@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdapterAdminServiceStub(object):
-    """AdapterAdminService tells which adapter serves each port.
+    """AdapterAdminService tells which adapter serves each port, and maps ports to other adapters while the server runs.
     """
 
     def __init__(self, channel):
@@ -45,14 +45,24 @@ class AdapterAdminServiceStub(object):
                 request_serializer=crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.ProbeAdapterRequest.SerializeToString,
                 response_deserializer=crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.ProbeAdapterResponse.FromString,
                 _registered_method=True)
+        self.AddAdapter = channel.unary_unary(
+                '/crucible.kitchen.v1.AdapterAdminService/AddAdapter',
+                request_serializer=crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.AddAdapterRequest.SerializeToString,
+                response_deserializer=crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.AddAdapterResponse.FromString,
+                _registered_method=True)
+        self.RemoveAdapter = channel.unary_unary(
+                '/crucible.kitchen.v1.AdapterAdminService/RemoveAdapter',
+                request_serializer=crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.RemoveAdapterRequest.SerializeToString,
+                response_deserializer=crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.RemoveAdapterResponse.FromString,
+                _registered_method=True)
 
 
 class AdapterAdminServiceServicer(object):
-    """AdapterAdminService tells which adapter serves each port.
+    """AdapterAdminService tells which adapter serves each port, and maps ports to other adapters while the server runs.
     """
 
     def ListAdapters(self, request, context):
-        """ListAdapters lists the ports that the manifest maps or that have a default, sorted, with their adapters. Starts nothing.
+        """ListAdapters lists the ports that have an adapter, sorted. Starts nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +71,28 @@ class AdapterAdminServiceServicer(object):
     def ProbeAdapter(self, request, context):
         """ProbeAdapter asks the adapter of a port whether it can serve, and starts it if it is not running.
         Errors: NOT_FOUND PORT_NOT_FOUND; FAILED_PRECONDITION PORT_NOT_MAPPED; an adapter that does not answer is OK with state DEGRADED and the error in detail.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddAdapter(self, request, context):
+        """AddAdapter maps a port to an adapter, over its mapping in the manifest. It counts at once and after a restart: the server keeps it in its data
+        folder, secrets by the names of their environment variables. Putting a mapping that the port has changes nothing. A remote adapter is asked first:
+        one that is away is mapped all the same and answered with state DEGRADED. Once begun it goes on when its caller hangs up. Who may call this can
+        start programs as the server's user.
+        Errors: NOT_FOUND PORT_NOT_FOUND; INVALID_ARGUMENT MANIFEST_INVALID for what a manifest would be refused for; FAILED_PRECONDITION ADAPTER_IN_USE unless
+        force is set, CONTRACT_VERSION_UNSUPPORTED and PORT_NOT_SERVED by a remote adapter that does not fit, DATA_FOLDER_UNUSABLE; UNAVAILABLE
+        ADAPTER_UNAVAILABLE with its last lines when a program does not start. What is refused changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveAdapter(self, request, context):
+        """RemoveAdapter takes back what AddAdapter did: the manifest's mapping of the port counts again, or the default, or the port has no adapter.
+        Errors: NOT_FOUND PORT_NOT_FOUND, MAPPING_NOT_FOUND when the port's mapping was not added; FAILED_PRECONDITION ADAPTER_IN_USE unless force is set;
+        INVALID_ARGUMENT MANIFEST_INVALID when the mapping that would count again can't be used.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,6 +111,16 @@ def add_AdapterAdminServiceServicer_to_server(servicer, server):
                     request_deserializer=crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.ProbeAdapterRequest.FromString,
                     response_serializer=crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.ProbeAdapterResponse.SerializeToString,
             ),
+            'AddAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddAdapter,
+                    request_deserializer=crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.AddAdapterRequest.FromString,
+                    response_serializer=crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.AddAdapterResponse.SerializeToString,
+            ),
+            'RemoveAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveAdapter,
+                    request_deserializer=crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.RemoveAdapterRequest.FromString,
+                    response_serializer=crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.RemoveAdapterResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'crucible.kitchen.v1.AdapterAdminService', rpc_method_handlers)
@@ -88,7 +130,7 @@ def add_AdapterAdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdapterAdminService(object):
-    """AdapterAdminService tells which adapter serves each port.
+    """AdapterAdminService tells which adapter serves each port, and maps ports to other adapters while the server runs.
     """
 
     @staticmethod
@@ -135,6 +177,60 @@ class AdapterAdminService(object):
             '/crucible.kitchen.v1.AdapterAdminService/ProbeAdapter',
             crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.ProbeAdapterRequest.SerializeToString,
             crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.ProbeAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.kitchen.v1.AdapterAdminService/AddAdapter',
+            crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.AddAdapterRequest.SerializeToString,
+            crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.AddAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crucible.kitchen.v1.AdapterAdminService/RemoveAdapter',
+            crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.RemoveAdapterRequest.SerializeToString,
+            crucible_dot_kitchen_dot_v1_dot_adapter__admin__pb2.RemoveAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
