@@ -135,7 +135,7 @@ async def test_a_port_can_go_back_to_none(serving: Serving, monkeypatch: pytest.
     monkeypatch.setattr(manifest_module, "_DEFAULT_PORTS", without)
     async with serving() as kitchen:
         assert await refusal(keys(kitchen)) == ("FAILED_PRECONDITION", "PORT_NOT_MAPPED")
-        assert await refusal(kitchen.probe_adapter("blob")) == ("NOT_FOUND", "PORT_NOT_FOUND")
+        assert await refusal(kitchen.probe_adapter("blob")) == ("FAILED_PRECONDITION", "PORT_NOT_MAPPED")
         added = await kitchen.add_adapter("blob", "builtin:local")
         assert added is not None and added.source == ADDED
         assert await keys(kitchen) == []

@@ -483,8 +483,10 @@ async def test_a_port_without_an_adapter_says_so(open_host: Open, monkeypatch: p
             await ask("blob")
         assert (caught.value.reason, caught.value.port) == ("PORT_NOT_MAPPED", "blob")
     assert host.attached("blob") is None
-    with pytest.raises(NotFoundError):
+    with pytest.raises(FailedPreconditionError, match="no adapter serves the port blob"):
         await host.probe("blob")
+    with pytest.raises(NotFoundError):
+        await host.probe("blobs")
 
 
 async def test_an_adapter_without_the_port_s_service_is_refused(open_host: Open, folder: Path) -> None:

@@ -84,7 +84,7 @@ async def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
     database.close()
     before = path.read_bytes()
-    with pytest.raises(FailedPreconditionError, match=r"9999.*0004") as caught:
+    with pytest.raises(FailedPreconditionError, match=r"9999.*0005") as caught:
         await Store.open(path)
     assert caught.value.reason == "SCHEMA_NEWER"
     assert path.read_bytes() == before
@@ -132,6 +132,7 @@ async def test_an_older_file_is_brought_up_to_date_with_what_it_holds(tmp_path: 
         database.execute("ALTER TABLE checkpoints DROP COLUMN delete_sequence")
         database.execute("ALTER TABLE checkpoints DROP COLUMN damage_sequence")
         database.execute("ALTER TABLE runs DROP COLUMN fed_sequence")
+        database.execute("ALTER TABLE runs DROP COLUMN waiting_for_port")
         database.execute("UPDATE alembic_version SET version_num = '0001'")
     database.close()
     store = await Store.open(path)
