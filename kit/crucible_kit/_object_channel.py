@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import Message
@@ -27,9 +27,10 @@ _END = object()
 class ObjectContext:
     """What a servicer may ask of its call when no wire is between."""
 
-    def __init__(self, deadline: float | None, metadata: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, deadline: float | None, metadata: Iterable[tuple[str, str]], *, peer: str = "object:") -> None:
         self._deadline = deadline
         self._metadata = tuple(metadata)
+        self._peer = peer
 
     def time_remaining(self) -> float | None:
         """Seconds to the deadline; None without one."""
@@ -41,21 +42,23 @@ class ObjectContext:
 
     def peer(self) -> str:
         """Where the call came from."""
-        return "object:"
+        return self._peer
 
 
-class ObjectChannel:
-    """Calls servicers in this process.
+class Servicers:
+    """Calls servicers by the full name of a method, as a server does: deadlines, cancellation, and errors that tell
+    nothing. Requests are taken as they come.
 
     Args:
         servicers: by full service name.
-        serialise: send every message through its bytes, and every error through its status, as a wire would.
-            Messages are otherwise handed over as they are: neither side may change one after sending it.
+        serialise: as in ObjectChannel.
+        peer: what the servicers are told of their caller.
     """
 
-    def __init__(self, servicers: dict[str, Any], *, serialise: bool = False) -> None:
+    def __init__(self, servicers: Mapping[str, Any], *, serialise: bool = False, peer: str = "object:") -> None:
         self._servicers = dict(servicers)
         self._serialise = serialise
+        self._peer = peer
 
     def _handler(self, method: str) -> Any:
         _, service, name = method.split("/")
@@ -64,26 +67,26 @@ class ObjectChannel:
             raise method_missing(method)
         return handler
 
-    def _copy(self, message: Message) -> Message:
+    def copy(self, message: Message) -> Message:
+        """The message as the other side gets it."""
         return type(message).FromString(message.SerializeToString()) if self._serialise else message
 
     def _error(self, method: str, error: Exception) -> KitchenError:
         known = error if isinstance(error, KitchenError) else hidden(method, error)
         return from_status(to_status(known)) if self._serialise else known
 
-    def _request(self, message: Message) -> Message:
-        check_message(message)
-        return self._copy(message)
-
-    async def _call(
-        self, method: str, request: Any, timeout: float | None, metadata: Any, failures: list[Exception]
+    async def answer(
+        self, method: str, request: Any, timeout: float, metadata: Any, failures: Sequence[Exception] = ()
     ) -> Message:
-        limit = DEFAULT_UNARY_TIMEOUT if timeout is None else timeout
-        context = ObjectContext(time.monotonic() + limit, metadata or ())
-        clock = asyncio.timeout(limit)
+        """The answer to a request, or to a stream of them, within `timeout` seconds.
+
+        `failures` is looked at when the handler fails: what the caller's own request stream has raised comes first.
+        """
+        context = ObjectContext(time.monotonic() + timeout, metadata or (), peer=self._peer)
+        clock = asyncio.timeout(timeout)
         try:
             async with clock:
-                return self._copy(await self._handler(method)(request, context))
+                return self.copy(await self._handler(method)(request, context))
         except asyncio.CancelledError as error:
             if task_is_cancelled():
                 raise
@@ -92,18 +95,20 @@ class ObjectChannel:
             if failures:
                 raise failures[0] from None
             if clock.expired():
-                raise deadline_exceeded(method, limit) from error
+                raise deadline_exceeded(method, timeout) from error
             raise self._error(method, error) from error
 
-    async def _stream(
-        self, method: str, request: Any, timeout: float | None, metadata: Any, failures: list[Exception]
-    ) -> AsyncIterator[Message]:
-        context = ObjectContext(None if timeout is None else time.monotonic() + timeout, metadata or ())
+    async def stream(
+        self, method: str, request: Any, timeout: float | None, metadata: Any, failures: Sequence[Exception] = ()
+    ) -> AsyncGenerator[Message, None]:
+        """The stream of answers. `failures` as in `answer`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        context = ObjectContext(deadline, metadata or (), peer=self._peer)
         responses: Any = None
         try:
             responses = self._handler(method)(request, context)
             while (response := await self._next(method, responses, timeout, context)) is not _END:
-                yield self._copy(response)
+                yield self.copy(response)
         except asyncio.CancelledError as error:
             if task_is_cancelled():
                 raise
@@ -131,11 +136,34 @@ class ObjectChannel:
                 raise deadline_exceeded(method, timeout) from error
             raise
 
+
+class ObjectChannel:
+    """Calls servicers in this process.
+
+    Args:
+        servicers: by full service name.
+        serialise: send every message through its bytes, and every error through its status, as a wire would.
+            Messages are otherwise handed over as they are: neither side may change one after sending it.
+    """
+
+    def __init__(self, servicers: Mapping[str, Any], *, serialise: bool = False) -> None:
+        self._servicers = Servicers(servicers, serialise=serialise)
+
+    def _request(self, message: Message) -> Message:
+        check_message(message)
+        return self._servicers.copy(message)
+
+    async def _answer(
+        self, method: str, request: Any, timeout: float | None, metadata: Any, failures: Sequence[Exception] = ()
+    ) -> Message:
+        limit = DEFAULT_UNARY_TIMEOUT if timeout is None else timeout
+        return await self._servicers.answer(method, request, limit, metadata, failures)
+
     def unary_unary(self, method: str, *_: Any, **__: Any) -> Any:
         """The call of a unary method."""
 
         async def call(request: Message, *, timeout: float | None = None, metadata: Any = None) -> Message:
-            return await self._call(method, self._request(request), timeout, metadata, [])
+            return await self._answer(method, self._request(request), timeout, metadata)
 
         return call
 
@@ -143,7 +171,7 @@ class ObjectChannel:
         """The call of a method that answers with a stream."""
 
         def call(request: Message, *, timeout: float | None = None, metadata: Any = None) -> AsyncIterator[Message]:
-            return self._stream(method, self._request(request), timeout, metadata, [])
+            return self._servicers.stream(method, self._request(request), timeout, metadata)
 
         return call
 
@@ -154,7 +182,8 @@ class ObjectChannel:
             requests: AsyncIterable[Message], *, timeout: float | None = None, metadata: Any = None
         ) -> Message:
             failures: list[Exception] = []
-            return await self._call(method, prepared(requests, self._request, failures), timeout, metadata, failures)
+            incoming = prepared(requests, self._request, failures)
+            return await self._answer(method, incoming, timeout, metadata, failures)
 
         return call
 
@@ -165,7 +194,8 @@ class ObjectChannel:
             requests: AsyncIterable[Message], *, timeout: float | None = None, metadata: Any = None
         ) -> AsyncIterator[Message]:
             failures: list[Exception] = []
-            return self._stream(method, prepared(requests, self._request, failures), timeout, metadata, failures)
+            incoming = prepared(requests, self._request, failures)
+            return self._servicers.stream(method, incoming, timeout, metadata, failures)
 
         return call
 

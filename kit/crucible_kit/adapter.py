@@ -149,14 +149,57 @@ class ProcessAdapter:
         return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-class AdapterInfoService(adapter_pb2_grpc.AdapterServiceServicer):
-    """AdapterService for a set of ports that are configured at start."""
+class Configuration(Protocol):
+    """What of an adapter takes settings from its host; see crucible_kit.configuration."""
 
-    def __init__(self, *, name: str, capabilities: Mapping[str, tuple[str, ...]]) -> None:
-        """`capabilities` by port name."""
+    def describe(self, port: adapter_pb2.PortSupport) -> None:
+        """Adds the schema of the port's settings, if it takes any."""
+        ...
+
+    async def configure(self, request: adapter_pb2.ConfigureRequest) -> adapter_pb2.ConfigureResponse:
+        """Answers Configure."""
+        ...
+
+
+class AdapterInfoService(adapter_pb2_grpc.AdapterServiceServicer):
+    """AdapterService for a set of ports.
+
+    Args:
+        name: the adapter's.
+        capabilities: by port name.
+        version: the adapter's; None: that of this distribution.
+        configuration: takes the settings that the host sends; None: they are given when it is started.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        capabilities: Mapping[str, tuple[str, ...]],
+        version: str | None = None,
+        configuration: Configuration | None = None,
+    ) -> None:
         self._name = name
         self._capabilities = dict(capabilities)
+        self._version = distribution_version() if version is None else version
+        self._configuration = configuration
         self._instance_id = uuid.uuid4().hex
+
+    def describe(self) -> adapter_pb2.GetAdapterInfoResponse:
+        """What it answers to the handshake."""
+        info = adapter_pb2.GetAdapterInfoResponse(
+            name=self._name,
+            version=self._version,
+            language="python",
+            contract_versions=CONTRACT_VERSIONS,
+            ports=[port_support(port, self._capabilities[port]) for port in sorted(self._capabilities)],
+            instance_id=self._instance_id,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+        )
+        if self._configuration is not None:
+            for port in info.ports:
+                self._configuration.describe(port)
+        return info
 
     async def GetAdapterInfo(
         self, request: adapter_pb2.GetAdapterInfoRequest, context: Any
@@ -167,20 +210,15 @@ class AdapterInfoService(adapter_pb2_grpc.AdapterServiceServicer):
                 f"{self._name} speaks {list(CONTRACT_VERSIONS)}: update the older side",
                 reason="CONTRACT_VERSION_UNSUPPORTED",
             )
-        return adapter_pb2.GetAdapterInfoResponse(
-            name=self._name,
-            version=distribution_version(),
-            language="python",
-            contract_versions=CONTRACT_VERSIONS,
-            ports=[port_support(port, self._capabilities[port]) for port in sorted(self._capabilities)],
-            instance_id=self._instance_id,
-            max_message_bytes=MAX_MESSAGE_BYTES,
-        )
+        return self.describe()
 
     async def Configure(self, request: adapter_pb2.ConfigureRequest, context: Any) -> adapter_pb2.ConfigureResponse:
-        raise UnimplementedError(
-            f"{self._name} takes its settings when it is started: set them in the manifest", reason="CAPABILITY_MISSING"
-        )
+        if self._configuration is None:
+            raise UnimplementedError(
+                f"{self._name} takes its settings when it is started: set them in the manifest",
+                reason="CAPABILITY_MISSING",
+            )
+        return await self._configuration.configure(request)
 
     async def Probe(self, request: adapter_pb2.ProbeRequest, context: Any) -> adapter_pb2.ProbeResponse:
         return adapter_pb2.ProbeResponse(state=adapter_pb2.ProbeResponse.STATE_READY)

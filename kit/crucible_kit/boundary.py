@@ -5,21 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.rpc import status_pb2
 
-from crucible_kit.constraints import check_message, check_no_unknown_fields
-from crucible_kit.errors import (
-    DETAILS_TRAILER,
-    REASON_TRAILER,
-    InvalidArgumentError,
-    KitchenError,
-    to_status,
-)
+from crucible_kit.errors import DETAILS_TRAILER, REASON_TRAILER, KitchenError, to_status
 from crucible_kit.outcomes import (
     deadline_exceeded,
     hidden,
@@ -28,14 +20,10 @@ from crucible_kit.outcomes import (
     method_missing,
     task_is_cancelled,
 )
+from crucible_kit.parsing import Parser, parse_in_turn, request_parser
 
 # Called with the full method name and the call's metadata; raises a KitchenError to refuse.
 Guard = Callable[[str, Mapping[str, str | bytes]], None]
-
-
-_LARGE_BYTES = 256 * 1024
-# One at a time: a message may take fifty times its size in memory while it is looked at.
-_large_messages = ThreadPoolExecutor(1, "large-messages")
 
 
 class _WireStatus(NamedTuple):
@@ -87,11 +75,12 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):
         return None
 
     def _wrap(self, handler: Any, method: str) -> Any:
-        parse = self._parser(handler, method)
+        limit = next((size for prefix, size in self._max_bytes.items() if method.startswith(prefix)), None)
+        parse = request_parser(method, handler.request_deserializer, max_bytes=limit)
         inner = _inner(handler)
 
         async def incoming(data: Any) -> Any:
-            return _parsed(data, parse) if handler.request_streaming else await _in_turn(parse, data)
+            return _parsed(data, parse) if handler.request_streaming else await parse_in_turn(parse, data)
 
         # The context is untyped: the stubs of grpc lack abort_with_status.
         async def answer(data: Any, context: Any) -> Message:
@@ -124,33 +113,6 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):
 
         return _same_shape(handler, answer, stream)
 
-    def _parser(self, handler: Any, method: str) -> Callable[[bytes], Message]:
-        deserialise = handler.request_deserializer
-        ours = method.startswith("/crucible.")
-        limit = next((size for prefix, size in self._max_bytes.items() if method.startswith(prefix)), None)
-
-        def parse(data: bytes) -> Message:
-            if limit is not None and len(data) > limit:
-                raise InvalidArgumentError(
-                    f"the request of {method} has {len(data)} bytes, at most {limit} are allowed: "
-                    "send less in one message",
-                    reason="MESSAGE_TOO_LARGE",
-                    metadata={"size_bytes": len(data), "max_bytes": limit},
-                )
-            try:
-                request = deserialise(data)
-            except (DecodeError, RecursionError, UnicodeDecodeError) as error:
-                raise InvalidArgumentError(
-                    f"the request of {method} is not a valid protobuf message", reason="MESSAGE_MALFORMED"
-                ) from error
-            if ours:
-                # First what bounds how much there is to look at.
-                check_message(request)
-                check_no_unknown_fields(request)
-            return request
-
-        return parse
-
 
 def _inner(handler: Any) -> Any:
     """The function of a method handler."""
@@ -158,24 +120,9 @@ def _inner(handler: Any) -> Any:
     return next(each for each in kinds if each is not None)
 
 
-async def _parsed(messages: AsyncIterator[bytes], parse: Callable[[bytes], Message]) -> AsyncIterator[Message]:
+async def _parsed(messages: AsyncIterator[bytes], parse: Parser) -> AsyncIterator[Message]:
     async for each in messages:
-        yield await _in_turn(parse, each)
-
-
-async def _in_turn(parse: Callable[[bytes], Message], data: bytes) -> Message:
-    """The parsed message; a large one off the event loop, which it would hold up for seconds."""
-    if len(data) < _LARGE_BYTES:
-        return parse(data)
-
-    def parsed() -> Message:
-        try:
-            return parse(data)
-        except KitchenError as error:
-            # The frames it has come through would keep the message until the caller has its answer.
-            raise error.with_traceback(None) from None
-
-    return await asyncio.get_running_loop().run_in_executor(_large_messages, parsed)
+        yield await parse_in_turn(parse, each)
 
 
 def _same_shape(handler: Any, unary: Any, stream: Any) -> Any:

@@ -1,6 +1,7 @@
-"""Channels for the generated stubs that raise KitchenError: one to an object in this process, one to a gRPC address.
+"""Channels for the generated stubs that raise KitchenError: to an object in this process, to a gRPC address, and
+through a tunnel that an adapter has opened.
 
-Whoever holds a stub can't tell them apart. Both check the request against its proto before it leaves.
+Whoever holds a stub can't tell them apart. They check the request against its proto before it leaves.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from crucible_kit._remote_channel import (
     open_channel,
     repeated,
 )
+from crucible_kit.tunnel_channel import TunnelChannel
 
 __all__ = [
     "DEFAULT_UNARY_TIMEOUT",
@@ -24,6 +26,7 @@ __all__ = [
     "ObjectChannel",
     "ObjectContext",
     "RemoteChannel",
+    "TunnelChannel",
     "connect",
     "open_channel",
     "repeated",

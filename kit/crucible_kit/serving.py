@@ -8,10 +8,11 @@ from typing import Any
 
 import grpc
 
-from crucible.adapter.v1 import adapter_pb2_grpc
+from crucible.adapter.v1 import adapter_pb2, adapter_pb2_grpc
 from crucible_kit.adapter import AdapterInfoService
-from crucible_kit.boundary import BoundaryInterceptor
+from crucible_kit.boundary import BoundaryInterceptor, Guard
 from crucible_kit.channel import MAX_MESSAGE_BYTES
+from crucible_kit.configuration import ServicerConfiguration
 from crucible_kit.errors import UnavailableError
 from crucible_kit.ports import PORTS
 
@@ -68,8 +69,40 @@ class ServedAdapter:
         await self.server.stop(grace)
 
 
+def adapter_info(
+    servicers: Mapping[str, Any], *, name: str, capabilities: Mapping[str, tuple[str, ...]], version: str | None = None
+) -> AdapterInfoService:
+    """AdapterService for port implementations, which takes the settings of those that have `configure`.
+
+    Args:
+        servicers: by port name.
+        name: the adapter's name.
+        capabilities: by port name.
+        version: the adapter's; None: that of this distribution.
+    """
+    configuration = ServicerConfiguration(servicers)
+    return AdapterInfoService(name=name, capabilities=capabilities, version=version, configuration=configuration)
+
+
+def by_service(servicers: Mapping[str, Any], info: AdapterInfoService) -> dict[str, Any]:
+    """Port implementations and AdapterService by full service name, as channels and tunnels to objects take them.
+
+    Args:
+        servicers: by port name.
+    """
+    services = {PORTS[port].service.full_name: servicer for port, servicer in servicers.items()}
+    return services | {adapter_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name: info}
+
+
 async def serve_ports(
-    servicers: Mapping[str, Any], address: str, *, name: str, capabilities: Mapping[str, tuple[str, ...]]
+    servicers: Mapping[str, Any],
+    address: str,
+    *,
+    name: str,
+    capabilities: Mapping[str, tuple[str, ...]],
+    version: str | None = None,
+    credentials: grpc.ServerCredentials | None = None,
+    guard: Guard | None = None,
 ) -> ServedAdapter:
     """Serves port implementations, and AdapterService beside them, on an address.
 
@@ -78,13 +111,15 @@ async def serve_ports(
         address: host:port (0 chooses a port) or unix:PATH.
         name: the adapter's name.
         capabilities: by port name.
+        version: the adapter's; None: that of this distribution.
+        credentials: TLS; None is plain text.
+        guard: refuses calls.
     """
-    server = new_server([BoundaryInterceptor()])
+    server = new_server([BoundaryInterceptor(guard=guard)])
     for port, servicer in servicers.items():
         PORTS[port].register(servicer, server)
-    adapter_pb2_grpc.add_AdapterServiceServicer_to_server(
-        AdapterInfoService(name=name, capabilities=capabilities), server
-    )
-    bound = bind(server, address)
+    info = adapter_info(servicers, name=name, capabilities=capabilities, version=version)
+    adapter_pb2_grpc.add_AdapterServiceServicer_to_server(info, server)
+    bound = bind(server, address, credentials)
     await server.start()
     return ServedAdapter(server, bound)

@@ -91,6 +91,13 @@ class ServerOptions(BaseModel):
     drain_seconds: float = Field(
         default=20.0, ge=0, le=3600, description="How long a stopping server waits for its runs to save a checkpoint."
     )
+    attach_heartbeat_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="How often an adapter that dials out is asked for a sign of life; after three without one it is "
+        "detached.",
+    )
     recover: bool = Field(
         default=True, description="Go on with the runs that the last server of this folder left behind."
     )

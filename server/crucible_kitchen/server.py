@@ -18,6 +18,8 @@ from crucible_kitchen.api.access import Tokens
 from crucible_kitchen.api.endpoint import Endpoint
 from crucible_kitchen.lock import DataFolderLock
 from crucible_kitchen.options import ServerOptions
+from crucible_kitchen.ports.attach_kind import attach_kind
+from crucible_kitchen.ports.attachments import Attachments
 from crucible_kitchen.ports.host import PortHost
 from crucible_kitchen.relay.callers import load_secret
 from crucible_kitchen.relay.relay import Relay
@@ -67,9 +69,9 @@ class KitchenServer:
             stack.callback(lock.release)
             store = await Store.open(options.data / STORE_FILE)
             stack.push_async_callback(store.close)
-            ports = PortHost.open(
-                options.manifest, AdapterContext(data_dir=options.data, read_roots=options.allowed_roots)
-            )
+            attachments = Attachments()
+            context = AdapterContext(data_dir=options.data, read_roots=options.allowed_roots)
+            ports = PortHost.open(options.manifest, context, kinds={"attach": attach_kind(attachments)})
             stack.push_async_callback(ports.close)
             relay = Relay(ports, options, load_secret(options.data / SECRET_FILE))
             stack.push_async_callback(relay.close)
@@ -84,6 +86,8 @@ class KitchenServer:
                 relay=relay,
                 tokens=tokens,
                 max_watchers_per_run=options.max_watchers_per_run,
+                attachments=attachments,
+                attach_heartbeat_seconds=options.attach_heartbeat_seconds,
             )
             # Bound before the runs start: a server whose address is taken must not touch them.
             self.address = endpoint.bind(options.listen, credentials)

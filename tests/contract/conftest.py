@@ -1,4 +1,6 @@
-"""Every port's suite runs over four bindings: an object, an object behind serialised messages, a unix socket, TCP."""
+"""Every port's suite runs over five bindings: an object, an object behind serialised messages, a unix socket, TCP, and
+a tunnel that the adapter has opened.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ from crucible_kit.channel import Channel, ObjectChannel, connect
 from crucible_kit.ports import PORTS
 from crucible_kit.serving import serve_ports
 from tests.contract.processes import AdapterProcess
+from tests.kit.tunnels import tunnelled
 
-BINDINGS = ("object", "serialise", "unix", "tcp")
+BINDINGS = ("object", "serialise", "unix", "tcp", "tunnel")
 
 
 class Binding:
@@ -43,6 +46,8 @@ class Binding:
     async def _channel(self, port: str, service: str, adapter: Any) -> Channel:
         if self._kind in ("object", "serialise"):
             return ObjectChannel({service: adapter}, serialise=self._kind == "serialise")
+        if self._kind == "tunnel":
+            return (await self._stack.enter_async_context(tunnelled({port: adapter})))[port]
         # Short: a socket's path has at most 107 characters.
         folder = self._stack.enter_context(tempfile.TemporaryDirectory())
         address = f"unix:{Path(folder) / 's'}" if self._kind == "unix" else "127.0.0.1:0"

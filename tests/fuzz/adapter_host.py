@@ -5,9 +5,6 @@ python -m tests.fuzz.adapter_host DATA_FOLDER
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ from crucible_adapters.metrics.sqlite import SqliteMetricsStore
 from crucible_adapters.registry.sqlite import SqliteModelRegistry
 from crucible_adapters.tokenizer.tokenizers_folder import TokenizersFolder
 from crucible_kit.adapter import AdapterContext
-from crucible_kit.serving import serve_ports
+from crucible_kit.author import run_adapter
 
 ADAPTERS: tuple[Any, ...] = (
     LocalBlobStore,
@@ -48,22 +45,12 @@ ADAPTERS: tuple[Any, ...] = (
     FakeVectorStore,
 )
 
-
-async def serve(data: Path) -> None:
-    """Serves until SIGTERM; prints the address."""
-    context = AdapterContext(data_dir=data)
-    adapters = {each.description.port: each(each.description.options(), context) for each in ADAPTERS}
-    capabilities = {port: adapter.description.capabilities for port, adapter in adapters.items()}
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    served = await serve_ports(adapters, "127.0.0.1:0", name="light-adapters", capabilities=capabilities)
-    print(served.address, flush=True)
-    await stop.wait()
-    await served.stop(1.0)
-    for adapter in adapters.values():
-        await adapter.close()
-
-
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    asyncio.run(serve(Path(sys.argv[1])))
+    context = AdapterContext(data_dir=Path(sys.argv[1]))
+    adapters = {each.description.port: each(each.description.options(), context) for each in ADAPTERS}
+    run_adapter(
+        name="light-adapters",
+        ports=adapters,
+        capabilities={port: adapter.description.capabilities for port, adapter in adapters.items()},
+        argv=["--listen", "127.0.0.1:0"],
+    )

@@ -6,6 +6,7 @@ Each knows what a friendly client does with it, before the calls and after them:
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from crucible.adapter.v1 import adapter_pb2, adapter_pb2_grpc
+from crucible.adapter.v1 import adapter_pb2, adapter_pb2_grpc, gateway_pb2
 from crucible.kitchen.v1 import adapter_admin_pb2, catalog_pb2, event_pb2, run_pb2
 from crucible_adapters.builtin.weights import materialise
 from crucible_client import KitchenClient
@@ -164,7 +165,7 @@ class ServerTarget(Target):
         super().__init__(folder)
         kitchen = [
             service
-            for file in (run_pb2, catalog_pb2, adapter_admin_pb2)
+            for file in (run_pb2, catalog_pb2, adapter_admin_pb2, gateway_pb2)
             for service in file.DESCRIPTOR.services_by_name.values()
         ]
         services: list[Any] = [*kitchen, *(port.service for port in PORTS.values()), *_EXTRA]
@@ -258,7 +259,7 @@ class AdaptersTarget(Target):
             command, stdout=subprocess.PIPE, stderr=self.log.open("w"), env=_child_environment(), text=True
         )
         assert self._process.stdout is not None
-        self.address = (await asyncio.to_thread(self._process.stdout.readline)).strip()
+        self.address = json.loads(await asyncio.to_thread(self._process.stdout.readline))["address"]
         self.watched.append(self.data)
         model = self.folder / "model"
         materialise("tiny-qwen3", model)

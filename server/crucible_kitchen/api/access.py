@@ -38,6 +38,8 @@ class Role(enum.IntEnum):
 _RUN = "/crucible.kitchen.v1.RunService/"
 _CATALOG = "/crucible.kitchen.v1.CatalogService/"
 _ADAPTERS = "/crucible.kitchen.v1.AdapterAdminService/"
+ATTACH = "/crucible.adapter.v1.AdapterGatewayService/Attach"
+"""How adapters that dial out come in."""
 
 METHOD_ROLES: dict[str, Role] = {
     f"{_RUN}CreateRun": Role.RUN,
@@ -71,9 +73,9 @@ METHOD_ROLES: dict[str, Role] = {
     "/grpc.channelz.v1.Channelz/GetSocket": Role.READ,
     **{method: Role[name.upper()] for method, name in PORT_ROLES.items()},
 }
-# A load balancer asks without a token.
+# A load balancer asks without a token; what an adapter needs depends on the name in its first message.
 OPEN_METHODS = frozenset(
-    {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List"}
+    {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List", ATTACH}
 )
 MUTATIONS = (
     PORT_MUTATIONS
@@ -155,7 +157,7 @@ class AccessGuard:
         if method in OPEN_METHODS:
             return
         if self._tokens is not None:
-            self._check(self._tokens, method, metadata)
+            check_role(self._tokens, metadata, method, METHOD_ROLES.get(method, Role.READ))
         if method not in METHOD_ROLES:
             raise UnimplementedError(
                 f"{method} is not a method of this server: reflection lists those that are",
@@ -165,25 +167,41 @@ class AccessGuard:
         if self.draining and method in MUTATIONS:
             raise draining_error()
 
-    def _check(self, tokens: Tokens, method: str, metadata: Mapping[str, str | bytes]) -> None:
-        if not metadata.get("authorization"):
-            raise UnauthenticatedError(
-                "this server asks for a token: send the metadata `authorization: Bearer TOKEN`", reason="TOKEN_MISSING"
-            )
-        token = bearer_token(metadata)
-        role = tokens.role(token) if token else None
-        if role is None:
-            raise UnauthenticatedError(
-                "the token is not one of this server: send `authorization: Bearer TOKEN` with one of its tokens file",
-                reason="TOKEN_INVALID",
-            )
-        needed = METHOD_ROLES.get(method, Role.READ)
-        if role < needed:
-            raise PermissionDeniedError(
-                f"{method} needs the role {needed.name.lower()}, this token has {role.name.lower()}: use another token",
-                reason="ROLE_MISSING",
-                metadata={"method": method, "needed": needed.name.lower(), "role": role.name.lower()},
-            )
+
+def check_role(tokens: Tokens, metadata: Mapping[str, str | bytes], method: str, needed: Role) -> None:
+    """Lets a caller through whose token has the role that a method needs.
+
+    Raises:
+        UnauthenticatedError: TOKEN_MISSING, TOKEN_INVALID.
+        PermissionDeniedError: ROLE_MISSING.
+    """
+    if not metadata.get("authorization"):
+        raise token_missing()
+    token = bearer_token(metadata)
+    role = tokens.role(token) if token else None
+    if role is None:
+        raise token_invalid("one of its tokens file")
+    if role < needed:
+        raise PermissionDeniedError(
+            f"{method} needs the role {needed.name.lower()}, this token has {role.name.lower()}: use another token",
+            reason="ROLE_MISSING",
+            metadata={"method": method, "needed": needed.name.lower(), "role": role.name.lower()},
+        )
+
+
+def token_missing() -> UnauthenticatedError:
+    """The error of a call without a token where one is needed."""
+    return UnauthenticatedError(
+        "this server asks for a token: send the metadata `authorization: Bearer TOKEN`", reason="TOKEN_MISSING"
+    )
+
+
+def token_invalid(expected: str) -> UnauthenticatedError:
+    """The error of a token that is not `expected`."""
+    return UnauthenticatedError(
+        f"the token is not one of this server: send `authorization: Bearer TOKEN` with {expected}",
+        reason="TOKEN_INVALID",
+    )
 
 
 def bearer_token(metadata: Mapping[str, str | bytes]) -> str:

@@ -11,6 +11,7 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from crucible.adapter.v1 import gateway_pb2, gateway_pb2_grpc
 from crucible.kitchen.v1 import (
     adapter_admin_pb2,
     adapter_admin_pb2_grpc,
@@ -25,16 +26,20 @@ from crucible_kit.serving import bind, new_server
 from crucible_kitchen.api.access import AccessGuard, Tokens
 from crucible_kitchen.api.adapter_admin_service import AdapterAdminService, Adapters
 from crucible_kitchen.api.catalog_service import Catalog, CatalogService
+from crucible_kitchen.api.gateway_service import AdapterGatewayService
 from crucible_kitchen.api.run_service import Runs, RunService
 from crucible_kitchen.api.watch import Watches
+from crucible_kitchen.ports.attachments import Attachments
 from crucible_kitchen.relay.methods import PORT_SERVICES
 from crucible_kitchen.relay.relay import Relay
 from crucible_kitchen.store.store import Store
 
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
+# A frame is below 256 KiB; the Hello before it holds the schemas of an adapter's settings.
+MAX_FRAME_BYTES = 1024 * 1024
 KITCHEN_SERVICES = tuple(
     descriptor.full_name
-    for file in (run_pb2, catalog_pb2, adapter_admin_pb2)
+    for file in (run_pb2, catalog_pb2, adapter_admin_pb2, gateway_pb2)
     for descriptor in file.DESCRIPTOR.services_by_name.values()
 )
 SERVICES = (
@@ -60,16 +65,25 @@ class Endpoint:
         tokens: Tokens | None = None,
         max_watchers_per_run: int = 64,
         heartbeat_seconds: float = 15.0,
+        attachments: Attachments | None = None,
+        attach_heartbeat_seconds: float = 10.0,
     ) -> None:
-        """`tokens` None: no token is asked for. `heartbeat_seconds`: silence of a watch before an empty response."""
+        """`tokens` None: no token is asked for. `heartbeat_seconds`: silence of a watch before an empty response.
+        `attachments` None: no adapter may attach. `attach_heartbeat_seconds`: between two signs of life of one.
+        """
         self._guard = AccessGuard(tokens)
         self._watches = Watches(store, max_per_run=max_watchers_per_run, heartbeat_seconds=heartbeat_seconds)
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        boundary = BoundaryInterceptor(guard=self._guard, max_bytes={"/crucible.kitchen.v1.": MAX_REQUEST_BYTES})
+        self._gateway = AdapterGatewayService(
+            attachments or Attachments(), tokens=tokens, heartbeat_seconds=attach_heartbeat_seconds
+        )
+        limits = {"/crucible.kitchen.v1.": MAX_REQUEST_BYTES, "/crucible.adapter.v1.": MAX_FRAME_BYTES}
+        boundary = BoundaryInterceptor(guard=self._guard, max_bytes=limits)
         self._server = new_server([boundary])
         run_pb2_grpc.add_RunServiceServicer_to_server(RunService(store, runs, self._watches), self._server)
         catalog_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogService(catalog), self._server)
         adapter_admin_pb2_grpc.add_AdapterAdminServiceServicer_to_server(AdapterAdminService(adapters), self._server)
+        gateway_pb2_grpc.add_AdapterGatewayServiceServicer_to_server(self._gateway, self._server)
         relay.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         channelz.add_channelz_servicer(self._server)
@@ -103,8 +117,11 @@ class Endpoint:
         await self._health.enter_graceful_shutdown()
 
     async def stop(self, grace: float) -> None:
-        """Ends watches with DRAINING, takes no more calls, and cuts off those still there after `grace` seconds."""
+        """Ends watches and attachments with DRAINING, takes no more calls, and cuts off those still there after `grace`
+        seconds.
+        """
         self._watches.drain()
+        self._gateway.drain()
         await self._server.stop(grace)
 
 
