@@ -488,7 +488,7 @@ async def test_an_adapter_gets_its_settings_before_its_first_call(
             async with attached(address, {"blob": ScriptedBlobs()}):
                 with pytest.raises(KitchenError) as caught:
                     await stub.StatBlob(stat("k"))
-                assert caught.value.reason == "CAPABILITY_MISSING"
+                assert caught.value.reason == "MANIFEST_INVALID"
     finally:
         await host.close()
 
@@ -498,7 +498,7 @@ async def test_an_adapter_gets_its_settings_before_its_first_call(
     [
         ("  blob: 'attach:No Name'\n", "small letters"),
         ("  blob: 'attach:'\n", "attach:NAME"),
-        ("  blob: {adapter: 'attach:x', token_env: CRUCIBLE_TEST_NOT_SET}\n", "CRUCIBLE_TEST_NOT_SET is not set"),
+        ("  blob: {adapter: 'attach:x', token_env: CRUCIBLE_TEST_NOT_SET}\n", "CRUCIBLE_TEST_NOT_SET, the token of the port blob, is not set"),
         ("  blob: {adapter: 'attach:x', wait_seconds: 0}\n", "wait_seconds"),
     ],
 )

@@ -57,6 +57,8 @@ def describe(
             sorted(c for each in info.ports if each.service == service for c in each.capabilities)
         )
     adapter.options.CopyFrom(to_struct(_shown(mapping.options, schema)))
+    if info is None and mapping.kind == "attach":
+        put_state(adapter, adapter_admin_pb2.ADAPTER_STATE_DEGRADED, "no adapter is attached under this name")
     if last_error:
         put_state(adapter, adapter_admin_pb2.ADAPTER_STATE_DEGRADED, last_error)
     # What an adapter says of itself may hold anything.
