@@ -45,7 +45,8 @@ async def repeated(call: Callable[[], Awaitable[Result]]) -> Result:
 class RemoteChannel:
     """A gRPC channel whose calls raise KitchenError and have a deadline.
 
-    A unary call whose connection breaks is made again; one that streams is its caller's to repeat, see `repeated`.
+    A unary call whose connection breaks is made again, unless it is one of NOT_REPEATED; one that streams is its
+    caller's to repeat, see `repeated`.
 
     Args:
         address: where it leads, for messages.
@@ -101,6 +102,8 @@ class RemoteChannel:
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The call of a unary method."""
         inner = self._channel.unary_unary(method, *args, **kwargs)
+        _, service, name = method.split("/")
+        repeatable = name not in NOT_REPEATED.get(service, ())
 
         async def call(request: Message, *, timeout: float | None = None, metadata: Any = None) -> Message:
             if request.ByteSize() < _LARGE_BYTES:
@@ -115,7 +118,7 @@ class RemoteChannel:
                 with _kitchen_errors([]):
                     return await inner(request, **options)
 
-            return await (repeated(once) if self._wait else once())
+            return await (repeated(once) if self._wait and repeatable else once())
 
         return call
 
@@ -238,10 +241,26 @@ async def prepared(
         raise
 
 
-# Every method of ours is safe to repeat: mutations carry a request id or a sequence.
+# Calls that nobody tries again unasked: they may have effects, or be billed twice.
+NOT_REPEATED = {
+    "crucible.port.embedding.v1.EmbeddingService": ("EmbedTexts",),
+    "crucible.port.evaluator.v1.EvaluatorService": ("Evaluate",),
+    "crucible.port.llm.v1.LLMService": ("Chat", "StreamChat"),
+    "crucible.port.python_bridge.v1.PythonBridgeService": (
+        *("CallFunction", "StreamFunction", "CallMethod", "GetAttribute"),
+    ),
+}
+# Every other method of ours is safe to repeat: mutations carry a request id or a sequence.
 _RETRY_UNAVAILABLE = json.dumps(
     {
         "methodConfig": [
+            {
+                "name": [
+                    {"service": service, "method": method}
+                    for service, names in NOT_REPEATED.items()
+                    for method in names
+                ],
+            },
             {
                 "name": [{}],
                 "retryPolicy": {
@@ -251,7 +270,7 @@ _RETRY_UNAVAILABLE = json.dumps(
                     "backoffMultiplier": 2,
                     "retryableStatusCodes": ["UNAVAILABLE"],
                 },
-            }
+            },
         ]
     }
 )
@@ -302,7 +321,8 @@ def connect(
         token: sent as a bearer token with every call; empty sends none.
         wait_for_ready, ready_seconds: as in RemoteChannel.
         server_name: the name that a TLS server's certificate must have; empty: the address's host.
-        retry: try a call that fails with UNAVAILABLE again, a few times within two seconds.
+        retry: try a call that fails with UNAVAILABLE again, a few times within two seconds; but none that may have
+            effects each time, or is billed: calls of Python functions, chat, embeddings, evaluations.
     """
     # As metadata: call credentials are refused on plain text, and one interceptor object covers one kind of call only.
     metadata = [("authorization", f"Bearer {token}")] if token else []
