@@ -7,7 +7,14 @@ import logging
 import uuid
 from typing import Any
 
-from crucible_kit.errors import DeadlineExceededError, InternalError, UnavailableError, UnimplementedError
+from crucible_kit.capabilities import capability_of
+from crucible_kit.errors import (
+    DeadlineExceededError,
+    InternalError,
+    UnavailableError,
+    UnimplementedError,
+    capability_missing,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +25,11 @@ def is_generated_default(handler: Any) -> bool:
 
 
 def method_missing(method: str) -> UnimplementedError:
-    """The error of a method that nobody serves."""
+    """The error of a method that nobody serves: CAPABILITY_MISSING where it belongs to an optional behaviour."""
+    capability = capability_of(method)
+    if capability:
+        name = method.rpartition("/")[2]
+        return capability_missing(capability.partition(".")[0], capability, f"{name} is not served here")
     return UnimplementedError(f"{method}: nobody serves it here", reason="METHOD_MISSING", metadata={"method": method})
 
 

@@ -16,7 +16,6 @@ from google.protobuf.message_factory import GetMessageClass
 from crucible.type.v1 import constraints_pb2
 from crucible_kit.constraints import DEFAULT_MAX_CHARACTERS, field_rule
 
-_MAX_DEPTH = 5
 _UNKNOWN_ENUM = 2_000_000_011
 _FORMATS = {
     constraints_pb2.FieldConstraints.FORMAT_IDENTIFIER: "x",
@@ -70,7 +69,7 @@ def malformed(valid: Message, rule: Rule) -> Iterator[Malformed]:
     """Requests that break a rule, one for each field that has it. Fields that a valid request leaves out are set for
     it, so that what is inside them is reached.
     """
-    yield from _broken(valid, valid.DESCRIPTOR, (), "", rule, 0)
+    yield from _broken(valid, valid.DESCRIPTOR, (), "", rule, frozenset())
 
 
 def filled(descriptor: Descriptor) -> Any:
@@ -84,9 +83,10 @@ def filled(descriptor: Descriptor) -> Any:
 
 
 def _broken(
-    root: Message, descriptor: Any, steps: tuple[Any, ...], path: str, rule: Rule, depth: int
+    root: Message, descriptor: Any, steps: tuple[Any, ...], path: str, rule: Rule, outer: frozenset[str]
 ) -> Iterator[Malformed]:
-    """`steps` lead from the root to the message at `path`."""
+    """`steps` lead from the root to the message at `path`, which lies within messages of the types `outer`."""
+    within = outer | {descriptor.full_name}
     for field in descriptor.fields:
         for value, problem in _breaking(field, rule):
             request = _copy(root)
@@ -96,11 +96,12 @@ def _broken(
                 rule=rule, path=f"{path}{field.name}{where}", field=field.name, problem=problem, request=request
             )
         target = _nested(field)
-        if target is None or depth == _MAX_DEPTH:
+        # Messages may hold their own kind without end.
+        if target is None or target.full_name in within:
             continue
         base = _copy(root)
         where, step = _ensure(_at(base, steps), field, target)
-        yield from _broken(base, target, (*steps, step), f"{path}{field.name}{where}.", rule, depth + 1)
+        yield from _broken(base, target, (*steps, step), f"{path}{field.name}{where}.", rule, within)
 
 
 def _copy(message: Message) -> Message:

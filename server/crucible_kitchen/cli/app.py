@@ -12,6 +12,7 @@ _COMMANDS = {
     "adapters": ("adapters:adapters", "Show which adapter serves each port, and change that."),
     "call": ("call:call", "Call any gRPC method of any server that has reflection."),
     "cassettes": ("cassettes:cassettes", "Look after recordings of adapters."),
+    "conformance": ("conformance:conformance", "Test whether an adapter does what its port's contract says."),
     "recipes": ("catalog:recipes", "Show the recipes, or one with its configuration."),
     "record": ("record:record", "Record what a client and an adapter say to each other."),
     "replay": ("replay:replay", "Serve recordings as an adapter, or hold them against one."),

@@ -37,15 +37,18 @@ def _file(*names: str, help: str) -> Any:
     return click.option(*names, type=click.Path(dir_okay=False, path_type=Path), help=help)
 
 
-_SERVER_OPTIONS = (
-    click.option(
-        "--server", default="", envvar="KITCHEN_SERVER", metavar="ADDR", help="Address of a server. [KITCHEN_SERVER]"
-    ),
+_CREDENTIAL_OPTIONS = (
     click.option("--token", default="", envvar="KITCHEN_TOKEN", help="Bearer token. [KITCHEN_TOKEN]"),
     click.option("--tls", is_flag=True, help="Encrypt, checking the server with the system's authorities."),
     _file("--ca-cert", help="Encrypt, checking the server with these authorities (PEM)."),
     _file("--cert", help="The client's own certificate (PEM), with --key."),
     _file("--key", help="The private key of --cert (PEM)."),
+)
+_SERVER_OPTIONS = (
+    click.option(
+        "--server", default="", envvar="KITCHEN_SERVER", metavar="ADDR", help="Address of a server. [KITCHEN_SERVER]"
+    ),
+    *_CREDENTIAL_OPTIONS,
 )
 _EMBEDDED_OPTIONS = (
     click.option(
@@ -63,6 +66,11 @@ _EMBEDDED_OPTIONS = (
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of a command that talks to a running server; it gets them as `target`."""
     return _with_target(command, _SERVER_OPTIONS)
+
+
+def credential_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of a command that names the other side itself: token and TLS; it gets them as `target`."""
+    return _with_target(command, _CREDENTIAL_OPTIONS)
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
