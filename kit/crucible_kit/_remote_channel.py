@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from crucible_kit.constraints import check_message
 from crucible_kit.errors import CONNECTION_LOST, UnavailableError, from_rpc_error
-from crucible_kit.outcomes import task_is_cancelled
+from crucible_kit.outcomes import deadline_exceeded, task_is_cancelled
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 DEFAULT_UNARY_TIMEOUT = 60.0
@@ -115,7 +115,7 @@ class RemoteChannel:
 
             async def once() -> Message:
                 options = await self._options(max(0.0, end - time.monotonic()), metadata)
-                with _kitchen_errors([]):
+                with _kitchen_errors(method, options["timeout"], []):
                     return await inner(request, **options)
 
             return await (repeated(once) if self._wait and repeatable else once())
@@ -132,7 +132,7 @@ class RemoteChannel:
             async def start() -> Any:
                 return inner(request, **await self._options(timeout, metadata))
 
-            return _responses(start, [])
+            return _responses(method, timeout, start, [])
 
         return call
 
@@ -145,7 +145,7 @@ class RemoteChannel:
         ) -> Message:
             options = await self._options(DEFAULT_UNARY_TIMEOUT if timeout is None else timeout, metadata)
             failures: list[Exception] = []
-            with _kitchen_errors(failures):
+            with _kitchen_errors(method, options["timeout"], failures):
                 return await inner(prepared(requests, self._checked, failures), **options)
 
         return call
@@ -163,7 +163,7 @@ class RemoteChannel:
                 options = await self._options(timeout, metadata)
                 return inner(prepared(requests, self._checked, failures), **options)
 
-            return _responses(start, failures)
+            return _responses(method, timeout, start, failures)
 
         return call
 
@@ -203,10 +203,12 @@ class RemoteChannel:
         await self._channel.close()
 
 
-async def _responses(start: Callable[[], Awaitable[Any]], failures: list[Exception]) -> AsyncIterator[Message]:
+async def _responses(
+    method: str, limit: float | None, start: Callable[[], Awaitable[Any]], failures: list[Exception]
+) -> AsyncIterator[Message]:
     stream = await start()
     try:
-        with _kitchen_errors(failures):
+        with _kitchen_errors(method, limit, failures):
             async for each in stream:
                 yield each
     finally:
@@ -214,15 +216,23 @@ async def _responses(start: Callable[[], Awaitable[Any]], failures: list[Excepti
 
 
 @contextmanager
-def _kitchen_errors(failures: list[Exception]):
+def _kitchen_errors(method: str, limit: float | None, failures: list[Exception]):
     """Raises a failed call as a KitchenError, and what the caller's own stream raised as that."""
+    start = time.monotonic()
     try:
         yield
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as error:
+        if task_is_cancelled():
+            raise
         # gRPC answers a request stream that raises by cancelling the call.
-        if failures and not task_is_cancelled():
+        if failures:
             raise failures[0] from None
-        raise
+        # It cancels one that it can't send any more, too, in place of telling how the call has ended.
+        if limit is not None and time.monotonic() - start >= limit:
+            raise deadline_exceeded(method, limit) from error
+        raise UnavailableError(
+            f"{method} was ended before it had an answer: send it again", reason="CONNECTION_LOST"
+        ) from error
     except grpc.aio.AioRpcError as error:
         if failures:
             raise failures[0] from None

@@ -143,6 +143,15 @@ async def test_deadlines(stub: Any, blobs: ScriptedBlobs) -> None:
             pass
 
 
+async def test_a_deadline_while_the_request_is_sent_is_a_deadline(stub: Any) -> None:
+    """gRPC cancels such a call by itself now and then, which must not look as if somebody had cancelled the caller."""
+    for number in range(300):
+        try:
+            await stub.WriteBlob(chunks(1000), timeout=0.0002 + 0.0002 * (number % 5))
+        except errors.DeadlineExceededError as error:
+            assert error.reason == "DEADLINE_EXCEEDED"
+
+
 async def test_a_unary_call_has_a_deadline_by_itself_and_a_stream_has_none(stub: Any, blobs: ScriptedBlobs) -> None:
     await stub.StatBlob(blob_pb2.StatBlobRequest(key="fine"))
     assert blobs.remaining is not None
