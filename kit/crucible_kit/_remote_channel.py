@@ -309,6 +309,9 @@ def open_channel(
     ]
     if server_name:
         options += [("grpc.ssl_target_name_override", server_name), ("grpc.default_authority", server_name)]
+    elif address.startswith("unix:"):
+        # The core would send the socket's percent-encoded path, which servers in other languages refuse as no host.
+        options.append(("grpc.default_authority", "localhost"))
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, credentials, options=options)

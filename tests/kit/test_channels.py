@@ -333,3 +333,25 @@ async def test_a_call_that_its_server_dies_of_each_time_is_given_up(restarts: Re
         await call
     assert caught.value.reason in errors.CONNECTION_LOST
     await channel.close()
+
+
+async def test_over_a_unix_socket_the_authority_is_one_that_every_server_takes() -> None:
+    received = asyncio.get_running_loop().create_future()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\0\0\0\4\0\0\0\0\0")  # an HTTP/2 server's first words: settings, none
+        data = b""
+        while b":authority" not in data and (more := await reader.read(65536)):
+            data += more
+        received.set_result(data)
+        writer.close()
+
+    # Short: a socket's path has at most 107 characters.
+    with tempfile.TemporaryDirectory() as folder:
+        server = await asyncio.start_unix_server(accept, f"{folder}/s")
+        channel = connect(f"unix:{folder}/s", wait_for_ready=False, retry=False)
+        with pytest.raises(errors.UnavailableError):
+            await blob_pb2_grpc.BlobStoreServiceStub(channel).StatBlob(blob_pb2.StatBlobRequest(key="k"), timeout=10)
+        await channel.close()
+        server.close()
+    assert b":authority\x09localhost" in await received
