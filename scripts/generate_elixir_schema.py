@@ -32,10 +32,8 @@ SERVICES = (
 )
 # What errors and operations carry beside what the services name.
 MESSAGES = (
-    failure_pb2.Failure.DESCRIPTOR,
-    error_details_pb2.BadRequest.DESCRIPTOR,
-    error_details_pb2.ErrorInfo.DESCRIPTOR,
-    error_details_pb2.RetryInfo.DESCRIPTOR,
+    failure_pb2.DESCRIPTOR.message_types_by_name["Failure"],
+    *(error_details_pb2.DESCRIPTOR.message_types_by_name[name] for name in ("BadRequest", "ErrorInfo", "RetryInfo")),
 )
 _SCALARS = {
     getattr(FieldDescriptor, f"TYPE_{name.upper()}"): name
@@ -131,10 +129,10 @@ def method_kind(client_streaming: bool, server_streaming: bool) -> str:
 
 def message_lines(message: Descriptor) -> list[str]:
     """The entry of a message."""
-    lines = [
-        f"      {{{field.number}, :{field.name}, {field_type(field)}, {field_label(field)}, {field_constraints(field)}}}"
-        for field in sorted(message.fields, key=lambda each: each.number)
-    ]
+    lines = []
+    for field in sorted(message.fields, key=lambda each: each.number):
+        parts = (field.number, f":{field.name}", field_type(field), field_label(field), field_constraints(field))
+        lines.append(f"      {{{', '.join(map(str, parts))}}}")
     if not lines:
         return [f'    "{message.full_name}" => []']
     return [f'    "{message.full_name}" => [\n' + ",\n".join(lines) + "\n    ]"]

@@ -7,21 +7,28 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "clients" / "elixir"
-BUILD = FOLDER / "_build" / "shared" / "lib" / "crucible_adapter" / "ebin"
 
 
 def missing() -> str:
     """What keeps the Elixir tests from running here; empty: nothing."""
     if shutil.which("mix") is None:
         return "elixir is not installed (clients/elixir/setup.sh installs it where it may)"
-    if not (FOLDER / "_deps" / "lib" / "cowboy").is_dir():
-        return "cowboy is not unpacked in clients/elixir/_deps (run clients/elixir/setup.sh)"
+    if not any((FOLDER / place / "cowboy").is_dir() for place in ("_deps/lib", "deps")):
+        return "cowboy is not in clients/elixir/_deps (clients/elixir/setup.sh brings it)"
     return ""
+
+
+@cache
+def compiled() -> Path:
+    """The folder of the compiled adapter, which is made anew where a source is newer."""
+    subprocess.run(["mix", "compile"], cwd=FOLDER, check=True, timeout=100)
+    return FOLDER / "_build" / "shared" / "lib" / "crucible_adapter" / "ebin"
 
 
 needs_elixir = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
@@ -30,8 +37,15 @@ needs_elixir = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
 class ElixirAdapter:
     """One BEAM that serves the ports training and sampling."""
 
-    def __init__(self, folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        """`arguments`: what follows the program's name; stderr goes to `folder`/elixir.log."""
+    def __init__(
+        self, folder: Path, *arguments: str, listen: str = "", environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Starts it as a host does when there is `listen`. Its stderr goes to `folder`/elixir.log.
+
+        Args:
+            arguments: what follows the program's name.
+        """
+        compiled()
         self._log = (folder / "elixir.log").open("a")
         self.process = subprocess.Popen(
             [str(FOLDER / "bin" / "crucible-adapter"), *arguments],
@@ -39,7 +53,7 @@ class ElixirAdapter:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "CRUCIBLE_ADAPTER_LISTEN": listen, **(environment or {})},
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

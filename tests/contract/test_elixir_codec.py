@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from google.protobuf import message_factory, text_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -18,20 +17,62 @@ from google.protobuf.message import DecodeError, Message
 from crucible_kit.constraints import check_message, check_no_unknown_fields
 from crucible_kit.errors import InvalidArgumentError
 from scripts import generate_elixir_schema
-from tests.contract.elixir import BUILD, FOLDER, needs_elixir
+from tests.contract.elixir import FOLDER, compiled, needs_elixir
 
 ROUNDS = 20
 # From so many findings on, neither side looks for all.
 ENOUGH = 16
-STRINGS = ("", "a", "owner/name", "wörld \U0001f600", "run-7", "x" * 300, "q'uote", "2f1c0d4e-9d0c-4a57-8f5e-2b9f0c8e7a11")
+STRINGS = (
+    "",
+    "a",
+    "owner/name",
+    "wörld \U0001f600",
+    "run-7",
+    "x" * 300,
+    "q'uote",
+    "2f1c0d4e-9d0c-4a57-8f5e-2b9f0c8e7a11",
+)
 BYTES = (b"", b"\0", b"\x01\x00\x00\x00" * 3, bytes(range(256)))
 DOUBLES = (0.0, -0.0, 1.5, -2.0, 1e308, 5e-324, float("inf"), -float("inf"), float("nan"))
-INTEGERS = (0, 1, -1, 2, 63, 64, 127, 128, 300, 65536, 2**31 - 1, -(2**31), 2**32 - 1, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1)
+INTEGERS = (
+    0,
+    1,
+    -1,
+    2,
+    63,
+    64,
+    127,
+    128,
+    300,
+    65536,
+    2**31 - 1,
+    -(2**31),
+    2**32 - 1,
+    2**53 + 1,
+    2**63 - 1,
+    -(2**63),
+    2**64 - 1,
+)
 _SIGNED_64 = ("TYPE_INT64", "TYPE_SINT64", "TYPE_SFIXED64")
 
 
 def test_schema_is_that_of_the_protos():
     assert generate_elixir_schema.SCHEMA.read_text() == generate_elixir_schema.render(), "run `make generate`"
+
+
+@needs_elixir
+def test_exunit():
+    compiled()
+    done = subprocess.run(
+        ["mix", "do", "format", "--check-formatted", "+", "test", "--warnings-as-errors"],
+        cwd=FOLDER,
+        env={**os.environ, "MIX_ENV": "test"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 class Maker:
@@ -79,9 +120,15 @@ class Maker:
         if kind == FieldDescriptor.TYPE_ENUM:
             assert field.enum_type is not None
             return self.random.choice([*(each.number for each in field.enum_type.values), 99, -1])
-        name = next(each for each in dir(FieldDescriptor) if each.startswith("TYPE_") and getattr(FieldDescriptor, each) == kind)
+        name = next(
+            each for each in dir(FieldDescriptor) if each.startswith("TYPE_") and getattr(FieldDescriptor, each) == kind
+        )
         bits = 64 if "64" in name else 32
-        low, high = (0, 2**bits - 1) if "UINT" in name or name.startswith("TYPE_FIXED") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        low, high = (
+            (0, 2**bits - 1)
+            if "UINT" in name or name.startswith("TYPE_FIXED")
+            else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        )
         return self.random.choice([each for each in INTEGERS if low <= each <= high])
 
     def damaged(self, data: bytes) -> bytes:
@@ -96,7 +143,13 @@ class Maker:
                 return data + data
             case 3:
                 # varint, length-delimited, group and fixed fields of numbers that no message has
-                return data + b"\x80\x7d\x05" + b"\x82\x7d\x02ab" + b"\x83\x7d\x08\x01\x84\x7d" + b"\x85\x7d\x00\x00\x00\x00"
+                return (
+                    data
+                    + b"\x80\x7d\x05"
+                    + b"\x82\x7d\x02ab"
+                    + b"\x83\x7d\x08\x01\x84\x7d"
+                    + b"\x85\x7d\x00\x00\x00\x00"
+                )
             case _:
                 return data + self.random.randbytes(self.random.randrange(1, 12))
 
@@ -146,7 +199,7 @@ def test_bytes_and_findings_are_those_of_python(tmp_path: Path):
             for name, data in ((descriptor.full_name.encode(), data) for descriptor, data in asked)
         )
     )
-    command = ["elixir", "-pa", str(BUILD), str(FOLDER / "test" / "reencode.exs"), str(given), str(answers)]
+    command = ["elixir", "-pa", str(compiled()), str(FOLDER / "test" / "reencode.exs"), str(given), str(answers)]
     subprocess.run(command, check=True, timeout=60)
     rest = answers.read_bytes()
 

@@ -53,6 +53,18 @@ defmodule Crucible.Checkpoints do
   @spec unpin(Path.t()) :: :ok
   def unpin(folder), do: call({:unpin, folder})
 
+  @doc "Runs a function on a checkpoint's folder, pinned meanwhile. Errors: CHECKPOINT_NOT_FOUND."
+  @spec pinned(String.t(), (Path.t() -> value)) :: value | {:error, Error.t()} when value: term
+  def pinned(uri, function) do
+    with {:ok, folder} <- pin(uri) do
+      try do
+        function.(folder)
+      after
+        unpin(folder)
+      end
+    end
+  end
+
   @doc "The path of one file. Errors: CHECKPOINT_NOT_FOUND, CHECKPOINT_FILE_NOT_FOUND."
   @spec find_file(String.t(), String.t()) :: {:ok, Path.t()} | {:error, Error.t()}
   def find_file(uri, path), do: call({:find_file, uri, path})
@@ -196,7 +208,10 @@ defmodule Crucible.Checkpoints do
   defp answer({:describe, folder}, _, state), do: {:reply, result(folder, state), state}
 
   defp check_unused(folder, uri, state) do
-    case Enum.count(state.pins, fn {_, {_, pinned}} -> pinned == folder end) do
+    # The end of a process may not have been told here yet.
+    case Enum.count(state.pins, fn {_, {pid, pinned}} ->
+           pinned == folder and Process.alive?(pid)
+         end) do
       0 ->
         :ok
 

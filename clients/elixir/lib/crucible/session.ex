@@ -14,85 +14,71 @@ defmodule Crucible.Session do
 
   require Logger
   alias Crucible.{Error, Operations, Proto}
+  alias Crucible.Session.{Early, Work}
 
-  @hold_ms 10_000
-
-  defmodule Work do
-    @moduledoc """
-    What an operation does.
-
-      * `run`: subject to `{:ok, {member, result}, subject}` or `{:error, error, subject}`; may raise
-      * `failed`: what an end by an exception, or by a cancellation before it began, makes of the subject; its second
-        argument says which
-      * `stoppable`: whether a cancellation may end it while it runs, the subject as it was
-      * `tokens`: that it runs through the model, at most
-    """
-    @enforce_keys [:run]
-    defstruct [:run, failed: nil, stoppable: false, tokens: 0]
-  end
+  defstruct [
+    :id,
+    :service,
+    :subject,
+    :operations,
+    :lease_ms,
+    :hold_ms,
+    :last_used,
+    # The operation at work: its id, Work, and the task's pid and ref
+    :running,
+    # Closed, but for that operation.
+    closing: false,
+    queue: :queue.new(),
+    early: %{},
+    # Who waits for an operation, with the timer of the wait, by its id
+    waiting: %{}
+  ]
 
   @type id :: {kind :: :training | :sampling, String.t()}
-
-  defmodule State do
-    @moduledoc false
-    defstruct [
-      :id,
-      :service,
-      :subject,
-      :operations,
-      :lease_ms,
-      :last_used,
-      :running,
-      hold_ms: 10_000,
-      queue: :queue.new(),
-      # Early calls by number, in the order in which they came.
-      held: %{},
-      waiting: %{},
-      # Who closed the session and waits for the running operation.
-      closing: nil
-    ]
-  end
+  @type answer :: {:ok, Operations.operation()} | {:error, Error.t()}
 
   # For services
 
   @doc """
-  Starts a session. Options: `id`, `open` (a function to `{:ok, subject}` or `{:error, error}`, run in the session's
-  process), `order`, `limits`, `lease_ms`, `service`.
+  Starts a session. Options: `id`; `open`, a function to `{:ok, subject}` or `{:error, error}` that is run in the
+  session's process; `opened`, a function that is told `:ok` or that error; `order` and `limits` as in
+  `Crucible.Operations.new/2`; `service`, its full name; `lease_ms`; and `hold_ms`, how long an early call is held (10 s).
   """
   def start_link(options),
     do: GenServer.start_link(__MODULE__, options, name: via(Keyword.fetch!(options, :id)))
 
-  @doc "Waits until the session has opened what it computes on."
-  @spec opened(pid) :: :ok | {:error, Error.t()}
-  def opened(pid) do
-    GenServer.call(pid, :opened, :infinity)
-  catch
-    :exit, {{:shutdown, {:not_opened, error}}, _} -> {:error, error}
-    :exit, _ -> {:error, unknown("session_id", "that was being opened")}
-  end
-
   @doc "Accepts a call in its turn, or finds its first operation."
-  @spec submit(id, pos_integer, binary, %Work{}) ::
-          {:ok, Operations.operation()} | {:error, Error.t()}
+  @spec submit(id, pos_integer, binary, Work.t()) :: answer
   def submit(id, sequence, digest, work), do: call(id, {:submit, sequence, digest, work})
 
   @doc "The operation, finished if that happens within the time."
-  @spec await(id, String.t(), non_neg_integer) ::
-          {:ok, Operations.operation()} | {:error, Error.t()}
+  @spec await(id, String.t(), non_neg_integer) :: answer
   def await(id, operation_id, milliseconds), do: call(id, {:await, operation_id, milliseconds})
 
   @doc "Drops an operation that has not begun; ends one that runs, where it may."
-  @spec cancel(id, String.t()) :: {:ok, Operations.operation()} | {:error, Error.t()}
+  @spec cancel(id, String.t()) :: answer
   def cancel(id, operation_id), do: call(id, {:cancel, operation_id})
 
   @doc "What the session computes on as the last finished operation left it, and the number expected next."
   @spec look(id, String.t()) :: {:ok, term, pos_integer} | {:error, Error.t()}
   def look(id, field \\ "session_id"), do: call(id, :look, field)
 
-  @doc "Closes the session after its running operation; unknown is OK."
+  @doc """
+  Closes the session, ends its running operation where it may and else waits for it, until the session is gone with all it
+  holds; unknown is OK.
+  """
   @spec close(id) :: :ok
   def close(id) do
-    with {:error, _} <- call(id, :close), do: :ok
+    for {pid, _} <- Registry.lookup(Crucible.SessionRegistry, id) do
+      monitor = Process.monitor(pid)
+      GenServer.cast(pid, :close)
+
+      receive do
+        {:DOWN, ^monitor, _, _, _} -> :ok
+      end
+    end
+
+    :ok
   end
 
   @doc "A SHA-256 of a request, the same for equal ones."
@@ -121,55 +107,46 @@ defmodule Crucible.Session do
 
   @impl true
   def init(options) do
-    state = %State{
+    state = %__MODULE__{
       id: options[:id],
       service: options[:service],
       operations: Operations.new(options[:order], options[:limits] || %{}),
       lease_ms: options[:lease_ms],
-      hold_ms: options[:hold_ms] || @hold_ms,
+      hold_ms: options[:hold_ms] || 10_000,
       last_used: now()
     }
 
-    {:ok, state, {:continue, options[:open]}}
+    {:ok, state, {:continue, {options[:open], options[:opened]}}}
   end
 
   @impl true
-  def handle_continue(open, state) do
+  def handle_continue({open, opened}, state) do
     case open.() do
       {:ok, subject} ->
         Process.send_after(self(), :lease, state.lease_ms)
-        {:noreply, %{state | subject: subject, last_used: now()}}
+        opened.(:ok)
+        {:noreply, renew(%{state | subject: subject})}
 
       {:error, error} ->
-        {:stop, {:shutdown, {:not_opened, error}}, state}
+        opened.({:error, error})
+        {:stop, :normal, state}
     end
   end
 
   @impl true
-  def handle_call(:opened, _, state), do: {:reply, :ok, renew(state)}
+  def handle_call(_, _, %{closing: true} = state),
+    do: {:reply, {:error, unknown("session_id", "any more")}, state}
 
   def handle_call(:look, _, state),
     do: {:reply, {:ok, state.subject, state.operations.next}, renew(state)}
 
-  def handle_call(:close, from, state) do
-    for {_, calls} <- state.held,
-        call <- calls,
-        do: refuse(call, unknown("session_id", "any more"))
-
-    queued = for {id, _} when id != :dropped <- :queue.to_list(state.queue), do: id
-    state = Enum.reduce(queued, state, &end_cancelled/2)
-    stop_when_idle(%{state | held: %{}, queue: :queue.new(), closing: from})
-  end
-
-  def handle_call(_, _, %{closing: closing} = state) when closing != nil,
-    do: {:reply, {:error, unknown("session_id", "any more")}, state}
-
   def handle_call({:submit, sequence, digest, work}, from, state) do
     state = renew(state)
+    call = {from, sequence, digest, work}
 
     case Operations.classify(state.operations, sequence, digest, now()) do
-      :early -> {:noreply, hold({from, sequence, digest, work}, state)}
-      _ -> {:noreply, take({from, sequence, digest, work}, state)}
+      :early -> {:noreply, %{state | early: Early.hold(state.early, call, state.hold_ms)}}
+      _ -> {:noreply, take(call, state)}
     end
   end
 
@@ -204,6 +181,22 @@ defmodule Crucible.Session do
   end
 
   @impl true
+  def handle_cast(:close, state) do
+    Enum.each(Early.all(state.early), &refuse(&1, unknown("session_id", "any more")))
+    queued = for {id, _} when id != :dropped <- :queue.to_list(state.queue), do: id
+
+    state =
+      Enum.reduce(
+        queued,
+        %{state | early: %{}, queue: :queue.new(), closing: true},
+        &end_cancelled/2
+      )
+
+    state = if state.running, do: drop(state.running.id, state), else: state
+    stop_when_idle(state)
+  end
+
+  @impl true
   def handle_info({:waited, id, from}, state) do
     case List.keytake(state.waiting[id] || [], from, 0) do
       {_, others} ->
@@ -215,38 +208,48 @@ defmodule Crucible.Session do
     end
   end
 
-  def handle_info({:held_too_long, sequence, from}, state) do
-    {held, state} = unhold(state, sequence, &(elem(&1.call, 0) == from))
-    if held, do: refuse(held, Operations.gap(state.operations, sequence))
-    {:noreply, state}
+  def handle_info({:early_too_long, sequence, from}, state) do
+    {call, early} = Early.take_from(state.early, sequence, from)
+    if call, do: refuse(call, Operations.gap(state.operations, sequence))
+    {:noreply, %{state | early: early}}
   end
 
-  # Whoever sent an early call has hung up.
-  def handle_info({:DOWN, monitor, :process, _, _} = down, state) do
-    found =
-      Enum.find_value(state.held, fn {sequence, calls} ->
-        Enum.any?(calls, &(&1.monitor == monitor)) && sequence
-      end)
-
-    case found do
-      nil -> ended(down, state)
-      sequence -> {:noreply, elem(unhold(state, sequence, &(&1.monitor == monitor)), 1)}
-    end
-  end
-
-  def handle_info({ref, outcome}, %{running: %{ref: ref}} = state) do
+  def handle_info({ref, outcome}, %{running: %{ref: ref} = running} = state) do
     Process.demonitor(ref, [:flush])
-    {state, running} = {%{state | running: nil}, state.running}
 
     case outcome do
       {:ok, result, subject} ->
         finish(running.id, :OPERATION_STATE_SUCCEEDED, [result: result], %{
           state
-          | subject: subject
+          | running: nil,
+            subject: subject
         })
 
       {:error, error, subject} ->
-        fail(running.id, error, %{state | subject: subject})
+        fail(running.id, error, %{state | running: nil, subject: subject})
+    end
+  end
+
+  # The task was killed: by a cancellation, or by somebody else.
+  def handle_info({:DOWN, ref, _, _, reason}, %{running: %{ref: ref} = running} = state) do
+    state = %{state | running: nil}
+
+    if running.stopped do
+      finish(running.id, :OPERATION_STATE_CANCELLED, [], state)
+    else
+      error = Error.hidden(where(state, running.id), :exit, reason, [])
+
+      fail(running.id, error, %{
+        state
+        | subject: Work.failed(running.work, state.subject, "it was killed")
+      })
+    end
+  end
+
+  def handle_info({:DOWN, monitor, _, _, _}, state) do
+    case Early.hung_up(state.early, monitor) do
+      {:ok, early} -> {:noreply, %{state | early: early}}
+      :error -> {:noreply, state}
     end
   end
 
@@ -270,20 +273,72 @@ defmodule Crucible.Session do
 
   def handle_info(_, state), do: {:noreply, state}
 
-  # A task that was killed: by a cancellation, or by somebody else.
-  defp ended({:DOWN, ref, _, _, reason}, %{running: %{ref: ref} = running} = state) do
-    state = %{state | running: nil}
+  # Order
 
-    if running.stopped do
-      finish(running.id, :OPERATION_STATE_CANCELLED, [], state)
+  defp take({from, sequence, digest, work}, state) do
+    with :new <- Operations.classify(state.operations, sequence, digest, now()),
+         {:ok, operation, operations} <-
+           Operations.accept(state.operations, sequence, digest, work.tokens) do
+      GenServer.reply(from, {:ok, operation})
+      queue = :queue.in({operation.id, work}, state.queue)
+      %{state | operations: operations, queue: queue} |> run_next() |> release()
     else
-      error = Error.hidden("#{state.service}, operation #{running.id}", :exit, reason, [])
-      subject = failed(running.work, state.subject, "it was killed")
-      fail(running.id, error, %{state | subject: subject})
+      {:repeat, operation} ->
+        GenServer.reply(from, {:ok, operation})
+        state
+
+      {:error, error} ->
+        GenServer.reply(from, {:error, error})
+        state
     end
   end
 
-  defp ended(_, state), do: {:noreply, state}
+  # The calls whose turn has come: the first of a number is accepted, the others are its repeats.
+  defp release(%{early: early} = state) when early == %{}, do: state
+
+  defp release(state) do
+    {calls, early} = Early.take(state.early, state.operations.next)
+    Enum.reduce(calls, %{state | early: early}, &take/2)
+  end
+
+  defp refuse({from, _, _, _}, error), do: GenServer.reply(from, {:error, error})
+
+  # Work
+
+  defp run_next(%{running: nil} = state) do
+    case :queue.out(state.queue) do
+      {{:value, {:dropped, work}}, queue} ->
+        run_next(%{
+          state
+          | queue: queue,
+            subject: Work.failed(work, state.subject, "it was cancelled")
+        })
+
+      {{:value, {id, work}}, queue} ->
+        {subject, where} = {state.subject, where(state, id)}
+
+        task =
+          Task.Supervisor.async_nolink(Crucible.Tasks, fn ->
+            Work.carry_out(work, subject, where)
+          end)
+
+        running = %{ref: task.ref, pid: task.pid, id: id, work: work, stopped: false}
+
+        %{
+          state
+          | queue: queue,
+            running: running,
+            operations: Operations.start(state.operations, id)
+        }
+
+      {:empty, _} ->
+        state
+    end
+  end
+
+  defp run_next(state), do: state
+
+  defp where(state, id), do: "#{state.service}, operation #{id}"
 
   defp fail(id, error, state),
     do:
@@ -299,128 +354,18 @@ defmodule Crucible.Session do
   end
 
   defp end_operation(state, id, final, fields) do
-    {:ok, before} = Operations.get(state.operations, id, now())
     operations = Operations.finish(state.operations, id, final, fields, now())
-    # Looked up before its own end evicts it, should nothing be kept.
-    operation = Map.get(operations.by_id, id, before)
     {waiting, others} = Map.pop(state.waiting, id, [])
 
     for {from, timer} <- waiting do
       Process.cancel_timer(timer)
-      GenServer.reply(from, {:ok, operation})
+      GenServer.reply(from, Operations.get(operations, id, now()))
     end
 
-    %{state | operations: operations, waiting: others, last_used: now()}
+    renew(%{state | operations: operations, waiting: others})
   end
 
   defp end_cancelled(id, state), do: end_operation(state, id, :OPERATION_STATE_CANCELLED, [])
-
-  defp stop_when_idle(%{closing: from, running: nil} = state) when from != nil do
-    GenServer.reply(from, :ok)
-    {:stop, :normal, state}
-  end
-
-  defp stop_when_idle(state), do: {:noreply, state}
-
-  # Order
-
-  defp take({from, sequence, digest, work}, state) do
-    with :new <- Operations.classify(state.operations, sequence, digest, now()),
-         {:ok, operation, operations} <-
-           Operations.accept(state.operations, sequence, digest, work.tokens) do
-      GenServer.reply(from, {:ok, operation})
-      queue = :queue.in({operation.id, work}, state.queue)
-      %{state | operations: operations, queue: queue} |> run_next() |> release()
-    else
-      {:repeat, operation} -> answer(from, {:ok, operation}, state)
-      {:error, error} -> answer(from, {:error, error}, state)
-    end
-  end
-
-  defp answer(from, reply, state) do
-    GenServer.reply(from, reply)
-    state
-  end
-
-  # The calls whose turn has come: the first of a number is accepted, the others are its repeats.
-  defp release(%{operations: %{ordered: false}} = state), do: state
-
-  defp release(state) do
-    {calls, held} = Map.pop(state.held, state.operations.next, [])
-
-    Enum.reduce(calls, %{state | held: held}, fn held, state ->
-      let_go(held)
-      take(held.call, state)
-    end)
-  end
-
-  defp hold({{pid, _} = from, sequence, _, _} = call, state) do
-    held = %{
-      call: call,
-      monitor: Process.monitor(pid),
-      timer: Process.send_after(self(), {:held_too_long, sequence, from}, state.hold_ms)
-    }
-
-    update_in(state.held[sequence], &((&1 || []) ++ [held]))
-  end
-
-  defp unhold(state, sequence, wanted?) do
-    {found, others} = Enum.split_with(state.held[sequence] || [], wanted?)
-    Enum.each(found, &let_go/1)
-
-    held =
-      if others == [],
-        do: Map.delete(state.held, sequence),
-        else: Map.put(state.held, sequence, others)
-
-    {List.first(found), %{state | held: held}}
-  end
-
-  defp let_go(held) do
-    Process.demonitor(held.monitor, [:flush])
-    Process.cancel_timer(held.timer)
-  end
-
-  defp refuse(held, error), do: GenServer.reply(elem(held.call, 0), {:error, error})
-
-  # Work
-
-  defp run_next(%{running: nil} = state) do
-    case :queue.out(state.queue) do
-      {{:value, {:dropped, work}}, queue} ->
-        subject = failed(work, state.subject, "it was cancelled")
-        run_next(%{state | queue: queue, subject: subject})
-
-      {{:value, {id, work}}, queue} ->
-        {subject, where} = {state.subject, "#{state.service}, operation #{id}"}
-
-        task =
-          Task.Supervisor.async_nolink(Crucible.Tasks, fn -> carry_out(work, subject, where) end)
-
-        running = %{ref: task.ref, pid: task.pid, id: id, work: work, stopped: false}
-        operations = Operations.start(state.operations, id)
-        %{state | queue: queue, running: running, operations: operations}
-
-      {:empty, _} ->
-        state
-    end
-  end
-
-  defp run_next(state), do: state
-
-  defp carry_out(work, subject, where) do
-    work.run.(subject)
-  rescue
-    error in Error ->
-      {:error, error, failed(work, subject, "it ended with #{error.reason}")}
-
-    error ->
-      hidden = Error.hidden(where, :error, error, __STACKTRACE__)
-      {:error, hidden, failed(work, subject, "it ended with #{inspect(error.__struct__)}")}
-  end
-
-  defp failed(%Work{failed: nil}, subject, _), do: subject
-  defp failed(work, subject, reason), do: work.failed.(subject, reason)
 
   defp drop(id, %{running: %{id: id} = running} = state) do
     if running.work.stoppable do
@@ -431,7 +376,7 @@ defmodule Crucible.Session do
     end
   end
 
-  # Whatever a dropped operation leaves for the next one is left in its place.
+  # What a dropped operation leaves for the next one is left in its place.
   defp drop(id, state) do
     queue =
       :queue.filter(
@@ -445,6 +390,9 @@ defmodule Crucible.Session do
 
     run_next(end_cancelled(id, %{state | queue: queue}))
   end
+
+  defp stop_when_idle(%{closing: true, running: nil} = state), do: {:stop, :normal, state}
+  defp stop_when_idle(state), do: {:noreply, state}
 
   defp renew(state), do: %{state | last_used: now()}
   defp now, do: System.monotonic_time(:millisecond)

@@ -4,6 +4,7 @@ defmodule Crucible.Tensor do
   import Bitwise
   alias Crucible.{Error, Proto}
 
+  @max_float32 3.4028234663852886e38
   @sizes %{
     D_TYPE_FLOAT32: 4,
     D_TYPE_BFLOAT16: 2,
@@ -20,9 +21,13 @@ defmodule Crucible.Tensor do
   def floats(list),
     do: %{dtype: :D_TYPE_FLOAT32, shape: [length(list)], storage: {:dense, pack_floats(list)}}
 
-  @doc "float32 numbers in bytes."
+  @doc "float32 numbers in bytes; what float32 cannot hold becomes infinite."
   @spec pack_floats([float]) :: binary
-  def pack_floats(list), do: for(x <- list, into: <<>>, do: <<x::float-little-32>>)
+  def pack_floats(list), do: for(x <- list, into: <<>>, do: float32(x))
+
+  defp float32(x) when x > @max_float32, do: <<0x7F80_0000::little-32>>
+  defp float32(x) when x < -@max_float32, do: <<0xFF80_0000::little-32>>
+  defp float32(x), do: <<x::float-little-32>>
 
   @doc "int32 ids in bytes."
   @spec pack_tokens([integer]) :: binary

@@ -150,14 +150,14 @@ defmodule Crucible.Training do
 
     submit(request, "SaveCheckpointRequest", %Work{
       run: fn state ->
-        saved =
-          Files.storage(fn ->
-            partial = Checkpoints.partial!()
-            TrainingState.save!(state, partial, request.weights_only)
-            Checkpoints.publish(request.name, partial, ttl)
-          end)
+        Files.storage(fn ->
+          partial = Checkpoints.partial!()
+          TrainingState.save!(state, partial, request.weights_only)
 
-        checkpoint_result(saved, state)
+          with {:ok, result} <- Checkpoints.publish(request.name, partial, ttl),
+               do: {:ok, {:checkpoint, result}}
+        end)
+        |> with_state(state)
       end
     })
   end
@@ -166,19 +166,20 @@ defmodule Crucible.Training do
     submit(request, "LoadCheckpointRequest", %Work{
       run: fn state ->
         # Looked up here: an earlier call in the queue may be the one that saves it.
-        with {:ok, path} <- Checkpoints.pin(request.uri),
-             folder = Folder.verify!(path),
-             {:ok, loaded} <- TrainingState.load(state, folder, request.weights_only) do
-          checkpoint_result({:ok, Checkpoints.describe(folder)}, loaded)
-        else
-          {:error, error} -> {:error, error, state}
-        end
+        Checkpoints.pinned(request.uri, fn path ->
+          folder = Folder.verify!(path)
+
+          with {:ok, loaded} <- TrainingState.load(state, folder, request.weights_only),
+               do: {:ok, {:checkpoint, Checkpoints.describe(folder)}, loaded}
+        end)
+        |> with_state(state)
       end
     })
   end
 
-  defp checkpoint_result({:ok, result}, state), do: {:ok, {:checkpoint, result}, state}
-  defp checkpoint_result({:error, error}, state), do: {:error, error, state}
+  defp with_state({:error, error}, state), do: {:error, error, state}
+  defp with_state({:ok, {:checkpoint, _} = result}, state), do: {:ok, result, state}
+  defp with_state(outcome, _), do: outcome
 
   defp submit(request, type, work) do
     digest = Session.digest(@types <> type, request)
@@ -205,16 +206,23 @@ defmodule Crucible.Training do
   end
 
   def read_checkpoint_file(request, _) do
-    # Pinned by this call's process: it stays while it is read.
-    with {:ok, _} <- Checkpoints.pin(request.uri),
+    with {:ok, folder} <- Checkpoints.pin(request.uri),
          {:ok, path} <- Checkpoints.find_file(request.uri, request.path) do
-      {:ok,
-       path
-       |> Files.chunks!()
-       |> Stream.map(fn {offset, data} ->
-         %{offset: offset, crc32: :erlang.crc32(data), data: data}
-       end)}
+      chunks =
+        path
+        |> Files.chunks!()
+        |> Stream.map(fn {offset, data} ->
+          %{offset: offset, crc32: :erlang.crc32(data), data: data}
+        end)
+
+      # A call that ends before its last chunk ends its process, and the pin with it.
+      {:ok, Stream.concat(chunks, Stream.flat_map([folder], &unpinned/1))}
     end
+  end
+
+  defp unpinned(folder) do
+    Checkpoints.unpin(folder)
+    []
   end
 
   def upload_checkpoint(requests, _) do

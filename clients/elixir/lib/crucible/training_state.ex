@@ -102,6 +102,7 @@ defmodule Crucible.TrainingState do
     {:ok, result, state}
   rescue
     ArithmeticError -> {:error, not_finite(), zeroed(%{state | lost: true}, :none)}
+    error in Error -> {:error, error, zeroed(state, :none)}
   end
 
   @doc "Writes and seals a folder."

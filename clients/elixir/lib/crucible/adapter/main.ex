@@ -77,8 +77,13 @@ defmodule Crucible.Adapter.Main do
 
   defp watch_stdin do
     case IO.binread(:stdio, :line) do
-      data when is_binary(data) -> watch_stdin()
-      _ -> System.stop(0)
+      data when is_binary(data) ->
+        watch_stdin()
+
+      _ ->
+        Application.stop(:crucible_adapter)
+        # init's own way down takes a second.
+        System.halt(0)
     end
   end
 
