@@ -30,7 +30,9 @@ defmodule Crucible.Model do
           max_tokens: pos_integer,
           stop_tokens: [token]
         }
+  @typedoc "What TrainingSession says of it; `lora` as the session asked for it, defaults filled in."
   @type description :: %{
+          optional(:lora) => Crucible.Proto.message(),
           vocab_size: pos_integer,
           max_sequence_tokens: pos_integer,
           trainable_parameters: non_neg_integer,
@@ -41,7 +43,7 @@ defmodule Crucible.Model do
   @doc "The capabilities it has by port, such as `training.full`."
   @callback capabilities() :: %{String.t() => [String.t()]}
 
-  @doc "Opens a base model. `options`: `dtype` and `seed` as in CreateTrainingSessionRequest."
+  @doc "Opens a base model. `options`: `dtype`, `seed`, `lora` and `base_model_name` as in CreateTrainingSessionRequest."
   @callback open(base_model :: String.t(), options :: map) ::
               {:ok, state} | {:error, Crucible.Error.t()}
 
@@ -75,4 +77,12 @@ defmodule Crucible.Model do
 
   @doc "The logprob of each token but the first, given those before it."
   @callback logprobs(state, [token]) :: [float]
+
+  @doc "`:ok` when the model declares a capability of a port, else UNIMPLEMENTED CAPABILITY_MISSING."
+  @spec check(module, String.t(), String.t(), String.t()) :: :ok | {:error, Crucible.Error.t()}
+  def check(model, port, capability, fix) do
+    if capability in model.capabilities()[port],
+      do: :ok,
+      else: {:error, Crucible.Error.capability_missing(port, capability, fix)}
+  end
 end

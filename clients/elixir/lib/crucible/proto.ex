@@ -23,6 +23,10 @@ defmodule Crucible.Proto do
   @spec encode(Schema.name(), message) :: binary
   def encode(type, message), do: type |> encode_fields(message) |> IO.iodata_to_binary()
 
+  @doc "A SHA-256 of a message, the same for equal ones."
+  @spec digest(Schema.name(), message) :: binary
+  def digest(type, message), do: :crypto.hash(:sha256, encode(type, message))
+
   @doc "The message of these bytes, or `:malformed`."
   @spec decode(Schema.name(), binary) :: {:ok, message} | {:error, :malformed}
   def decode(type, data) do

@@ -1,7 +1,18 @@
 defmodule Crucible.Sampling do
   @moduledoc "SamplingService: each function is the RPC of its name."
 
-  alias Crucible.{Checkpoints, Error, Operations, Requests, Session, Sessions, Tensor}
+  alias Crucible.{
+    Checkpoints,
+    Error,
+    Model,
+    Operations,
+    Proto,
+    Requests,
+    Session,
+    Sessions,
+    Tensor
+  }
+
   alias Crucible.Checkpoints.Folder
   alias Crucible.Session.Work
 
@@ -10,7 +21,17 @@ defmodule Crucible.Sampling do
 
   def create_sampling_session(request, %{config: config}) do
     check_model!(request)
-    digest = Session.digest(@types <> "CreateSamplingSessionRequest", request)
+
+    with :ok <- check_follows(request.model, config.model), do: create(request, config)
+  end
+
+  defp check_follows({:training_session_id, _}, model),
+    do: Model.check(model, "sampling", "sampling.follow", "sample from a checkpoint")
+
+  defp check_follows(_, _), do: :ok
+
+  defp create(request, config) do
+    digest = Proto.digest(@types <> "CreateSamplingSessionRequest", request)
     # The session's process runs it: a checkpoint stays pinned as long as that lives.
     open = fn -> open(request.model, config) end
 
@@ -66,8 +87,6 @@ defmodule Crucible.Sampling do
          Folder.verify!(path),
          {:ok, model} <- config.model.open_checkpoint(path),
          do: {:ok, {:fixed, model}}
-  rescue
-    error in Error -> {:error, error}
   end
 
   defp open({:training_session_id, id}, _) do
@@ -113,7 +132,10 @@ defmodule Crucible.Sampling do
   end
 
   def stream_sample(request, %{config: config}) do
-    with {:ok, prompt, options, _} <- parse(request, config),
+    fix = "use Sample, which answers with whole completions"
+
+    with :ok <- Model.check(config.model, "sampling", "sampling.stream", fix),
+         {:ok, prompt, options, _} <- parse(request, config),
          {:ok, model, _} <- weights(request.session_id, config) do
       {:ok,
        Stream.flat_map(0..(request.num_samples - 1), fn index ->
@@ -189,7 +211,7 @@ defmodule Crucible.Sampling do
   end
 
   defp submit(request, type, tokens, compute) do
-    digest = Session.digest(@types <> type, request)
+    digest = Proto.digest(@types <> type, request)
 
     run = fn subject ->
       with {:ok, model, version} <- weights(subject),

@@ -13,7 +13,7 @@ defmodule Crucible.Session do
   use GenServer, restart: :temporary
 
   require Logger
-  alias Crucible.{Error, Operations, Proto}
+  alias Crucible.{Error, Operations}
   alias Crucible.Session.{Early, Work}
 
   defstruct [
@@ -81,10 +81,6 @@ defmodule Crucible.Session do
     :ok
   end
 
-  @doc "A SHA-256 of a request, the same for equal ones."
-  @spec digest(Proto.Schema.name(), Proto.message()) :: binary
-  def digest(type, request), do: :crypto.hash(:sha256, Proto.encode(type, request))
-
   defp call(id, request, field \\ "session_id") do
     GenServer.call(via(id), request, :infinity)
   catch
@@ -121,7 +117,7 @@ defmodule Crucible.Session do
 
   @impl true
   def handle_continue({open, opened}, state) do
-    case open.() do
+    case try_open(open) do
       {:ok, subject} ->
         Process.send_after(self(), :lease, state.lease_ms)
         opened.(:ok)
@@ -272,6 +268,12 @@ defmodule Crucible.Session do
   end
 
   def handle_info(_, state), do: {:noreply, state}
+
+  defp try_open(open) do
+    open.()
+  rescue
+    error in Error -> {:error, error}
+  end
 
   # Order
 

@@ -5,6 +5,7 @@ defmodule Crucible.Training do
     Checkpoints,
     Error,
     Files,
+    Model,
     Operations,
     Proto,
     Requests,
@@ -20,30 +21,32 @@ defmodule Crucible.Training do
   @service "crucible.port.training.v1.TrainingService"
   @types "crucible.port.training.v1."
 
-  def create_training_session(%{lora: lora}, _) when lora != nil,
-    do:
-      {:error,
-       Error.capability_missing(
-         "training",
-         "training.lora",
-         "leave lora out to train every weight"
-       )}
-
   def create_training_session(request, %{config: config}) do
-    options = Map.take(request, [:dtype, :seed, :base_model_name])
+    with :ok <- check_kind(request.lora, config.model),
+         {:ok, {_, session_id}} <- open_session(request, config),
+         do: answer_session(session_id, config)
+  end
+
+  defp check_kind(nil, model),
+    do: Model.check(model, "training", "training.full", "set lora to train an adapter")
+
+  defp check_kind(_, model),
+    do: Model.check(model, "training", "training.lora", "leave lora out to train every weight")
+
+  defp check_files(%{config: config}),
+    do: Model.check(config.model, "training", "training.checkpoint_files", "use its address")
+
+  defp open_session(request, config) do
+    options = Map.take(request, [:dtype, :seed, :base_model_name, :lora])
 
     open = fn ->
-      with {:ok, model} <- config.model.open(request.base_model, options),
-           do:
-             {:ok,
-              %TrainingState{module: config.model, model: model, base_model: request.base_model}}
+      with {:ok, model} <- config.model.open(request.base_model, options) do
+        {:ok, %TrainingState{module: config.model, model: model, base_model: request.base_model}}
+      end
     end
 
-    digest = Session.digest(@types <> "CreateTrainingSessionRequest", request)
-
-    with {:ok, id} <-
-           Sessions.create(:training, request.request_id, digest, session_options(open, config)),
-         do: answer_session(elem(id, 1), config)
+    digest = Proto.digest(@types <> "CreateTrainingSessionRequest", request)
+    Sessions.create(:training, request.request_id, digest, session_options(open, config))
   end
 
   defp session_options(open, config) do
@@ -64,26 +67,15 @@ defmodule Crucible.Training do
 
   defp answer_session(session_id, config) do
     with {:ok, state, next} <- Session.look({:training, session_id}) do
-      described = state.module.describe(state.model)
-
       session =
-        Map.merge(
-          Map.take(described, [
-            :vocab_size,
-            :max_sequence_tokens,
-            :trainable_parameters,
-            :dtype,
-            :device
-          ]),
-          %{
-            session_id: session_id,
-            base_model: state.base_model,
-            optim_steps: state.optim_steps,
-            weights_version: state.weights_version,
-            next_sequence: next,
-            lease: %{seconds: config.lease_seconds, nanos: 0}
-          }
-        )
+        Map.merge(state.module.describe(state.model), %{
+          session_id: session_id,
+          base_model: state.base_model,
+          optim_steps: state.optim_steps,
+          weights_version: state.weights_version,
+          next_sequence: next,
+          lease: %{seconds: config.lease_seconds, nanos: 0}
+        })
 
       {:ok, %{session: session}}
     end
@@ -182,7 +174,7 @@ defmodule Crucible.Training do
   defp with_state(outcome, _), do: outcome
 
   defp submit(request, type, work) do
-    digest = Session.digest(@types <> type, request)
+    digest = Proto.digest(@types <> type, request)
 
     with {:ok, operation} <-
            Session.submit({:training, request.session_id}, request.sequence, digest, work),
@@ -205,8 +197,9 @@ defmodule Crucible.Training do
          do: {:ok, %{operation: Operations.to_message(operation)}}
   end
 
-  def read_checkpoint_file(request, _) do
-    with {:ok, folder} <- Checkpoints.pin(request.uri),
+  def read_checkpoint_file(request, context) do
+    with :ok <- check_files(context),
+         {:ok, folder} <- Checkpoints.pin(request.uri),
          {:ok, path} <- Checkpoints.find_file(request.uri, request.path) do
       chunks =
         path
@@ -225,13 +218,13 @@ defmodule Crucible.Training do
     []
   end
 
-  def upload_checkpoint(requests, _) do
-    requests
-    |> Enum.reduce_while(:header, &upload/2)
-    |> case do
-      :header -> raise header_missing()
-      {:done, result} -> {:ok, %{checkpoint: result}}
-      upload -> with {:ok, result} <- Upload.commit!(upload), do: {:ok, %{checkpoint: result}}
+  def upload_checkpoint(requests, context) do
+    with :ok <- check_files(context) do
+      case Enum.reduce_while(requests, :header, &upload/2) do
+        :header -> raise header_missing()
+        {:done, result} -> {:ok, %{checkpoint: result}}
+        upload -> with {:ok, result} <- Upload.commit!(upload), do: {:ok, %{checkpoint: result}}
+      end
     end
   end
 

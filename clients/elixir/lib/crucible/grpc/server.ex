@@ -84,12 +84,8 @@ defmodule Crucible.Grpc.Server do
   """
   @spec call(t, method, Enumerable.t(), map, (binary -> any)) :: outcome
   def call(server, method, messages, metadata, send) do
-    outcome = answer(method, messages, %{config: server.config, metadata: metadata}, send)
-    if method.kind == :client_stream, do: drain(messages)
-    outcome
-  end
+    context = %{config: server.config, metadata: metadata}
 
-  defp answer(method, messages, context, send) do
     case apply(method.module, method.function, [requests(method, messages), context]) do
       {:ok, responses} when method.kind == :server_stream ->
         Enum.each(responses, &send.(Proto.encode(method.response, &1)))
@@ -107,13 +103,6 @@ defmodule Crucible.Grpc.Server do
     error -> failed(Error.hidden(method.path, :error, error, __STACKTRACE__))
   catch
     kind, value -> failed(Error.hidden(method.path, kind, value, __STACKTRACE__))
-  end
-
-  # gRPC's clients lose the status of a call that ends while they still write.
-  defp drain(messages) do
-    Enum.each(messages, fn _ -> :ok end)
-  rescue
-    Error -> :ok
   end
 
   @doc "The outcome that an error is."

@@ -131,8 +131,14 @@ defmodule Crucible.Grpc.Cowboy.Stream do
       outcome =
         Server.call(server, method, messages, metadata, &ask(connection, :write, framed(&1)))
 
+      if method.kind == :client_stream, do: drain(connection)
       send(elem(connection, 0), {connection, {:outcome, outcome}})
     end)
+  end
+
+  # gRPC's clients lose the status of a call that ends while they still write.
+  defp drain(connection) do
+    with {:message, _} <- ask(connection, :read), do: drain(connection)
   end
 
   defp read(connection) do
