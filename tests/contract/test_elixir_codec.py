@@ -61,10 +61,10 @@ def test_schema_is_that_of_the_protos():
 
 
 @needs_elixir
-def test_exunit():
-    compiled()
+def test_exunit_and_no_warnings():
+    strict = ["compile", "--all-warnings", "--warnings-as-errors"]
     done = subprocess.run(
-        ["mix", "do", "format", "--check-formatted", "+", "test", "--warnings-as-errors"],
+        ["mix", "do", *strict, "+", "format", "--check-formatted", "+", "test", "--warnings-as-errors"],
         cwd=FOLDER,
         env={**os.environ, "MIX_ENV": "test"},
         capture_output=True,

@@ -412,6 +412,7 @@ async def test_a_checkpoint_travels(stub: Any, work_dir: Path):
         await upload("travel/damaged", files, crc=1)
     assert chunk.value.reason == "CHUNK_CORRUPT"
     assert not (work_dir / "checkpoints" / "travel" / "damaged").exists()
+    assert not list((work_dir / "checkpoints").glob(".partial*"))
     path = work_dir / "checkpoints" / "travel" / "back" / "config.json"
     path.write_bytes(damaged["config.json"])
     with pytest.raises(DataLossError) as on_disk:

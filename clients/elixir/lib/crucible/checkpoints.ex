@@ -27,6 +27,14 @@ defmodule Crucible.Checkpoints do
     with {:error, error} <- call(:partial), do: raise(error)
   end
 
+  @doc "Runs a function; the partial folders that it has left are gone when it ends."
+  @spec tidily((() -> value)) :: value when value: term
+  def tidily(function) do
+    function.()
+  after
+    call(:discard)
+  end
+
   @doc """
   Gives a sealed partial folder its name, to be deleted after `ttl` nanoseconds; nil: never by itself. Content that is
   there already under the name stays, for the longer of both times.
@@ -110,7 +118,7 @@ defmodule Crucible.Checkpoints do
 
   def handle_info({:DOWN, monitor, :process, _, _}, state) do
     {partial, partials} = Map.pop(state.partials, monitor)
-    if partial, do: File.rm_rf(partial)
+    with {_, path} <- partial, do: File.rm_rf(path)
     {:noreply, %{state | partials: partials, pins: Map.delete(state.pins, monitor)}}
   end
 
@@ -119,7 +127,18 @@ defmodule Crucible.Checkpoints do
   defp answer(:partial, pid, state) do
     path = Path.join(state.root, @partial <> Base.encode16(:crypto.strong_rand_bytes(8)))
     File.mkdir!(path)
-    {:reply, path, put_in(state.partials[Process.monitor(pid)], path)}
+    {:reply, path, put_in(state.partials[Process.monitor(pid)], {pid, path})}
+  end
+
+  defp answer(:discard, pid, state) do
+    {mine, others} = Enum.split_with(state.partials, fn {_, {owner, _}} -> owner == pid end)
+
+    for {monitor, {_, path}} <- mine do
+      Process.demonitor(monitor, [:flush])
+      File.rm_rf(path)
+    end
+
+    {:reply, :ok, %{state | partials: Map.new(others)}}
   end
 
   defp answer({:publish, name, partial, ttl}, _, state) do

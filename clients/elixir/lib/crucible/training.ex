@@ -142,16 +142,18 @@ defmodule Crucible.Training do
 
     submit(request, "SaveCheckpointRequest", %Work{
       run: fn state ->
-        Files.storage(fn ->
-          partial = Checkpoints.partial!()
-          TrainingState.save!(state, partial, request.weights_only)
-
-          with {:ok, result} <- Checkpoints.publish(request.name, partial, ttl),
-               do: {:ok, {:checkpoint, result}}
-        end)
+        Checkpoints.tidily(fn -> Files.storage(fn -> save(state, request, ttl) end) end)
         |> with_state(state)
       end
     })
+  end
+
+  defp save(state, request, ttl) do
+    partial = Checkpoints.partial!()
+    TrainingState.save!(state, partial, request.weights_only)
+
+    with {:ok, result} <- Checkpoints.publish(request.name, partial, ttl),
+         do: {:ok, {:checkpoint, result}}
   end
 
   def load_checkpoint(request, _) do
@@ -219,12 +221,14 @@ defmodule Crucible.Training do
   end
 
   def upload_checkpoint(requests, context) do
-    with :ok <- check_files(context) do
-      case Enum.reduce_while(requests, :header, &upload/2) do
-        :header -> raise header_missing()
-        {:done, result} -> {:ok, %{checkpoint: result}}
-        upload -> with {:ok, result} <- Upload.commit!(upload), do: {:ok, %{checkpoint: result}}
-      end
+    with :ok <- check_files(context), do: Checkpoints.tidily(fn -> receive_upload(requests) end)
+  end
+
+  defp receive_upload(requests) do
+    case Enum.reduce_while(requests, :header, &upload/2) do
+      :header -> raise header_missing()
+      {:done, result} -> {:ok, %{checkpoint: result}}
+      upload -> with {:ok, result} <- Upload.commit!(upload), do: {:ok, %{checkpoint: result}}
     end
   end
 

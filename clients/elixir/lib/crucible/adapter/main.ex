@@ -29,7 +29,7 @@ defmodule Crucible.Adapter.Main do
     temporary = if options[:work_dir], do: [], else: [work_dir]
     Application.put_env(:crucible_adapter, :remove_at_end, socket ++ temporary)
 
-    with {:error, reason} <- Application.ensure_all_started(:crucible_adapter),
+    with {:error, reason} <- Application.ensure_all_started(:crucible_adapter, :permanent),
          do: fail("cannot listen on #{listen} or use #{work_dir}: #{inspect(reason)}")
 
     Enum.each(socket, &File.chmod(&1, 0o600))
