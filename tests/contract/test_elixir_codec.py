@@ -30,6 +30,7 @@ STRINGS = (
     "run-7",
     "x" * 300,
     "q'uote",
+    "e\u0301" * 200,  # 400 characters that look like 200
     "2f1c0d4e-9d0c-4a57-8f5e-2b9f0c8e7a11",
 )
 BYTES = (b"", b"\0", b"\x01\x00\x00\x00" * 3, bytes(range(256)))

@@ -89,6 +89,17 @@ defmodule Crucible.ProtoTest do
     assert Proto.decode("crucible.type.v1.Failure", deep) == {:error, :malformed}
   end
 
+  test "more messages than anybody can look at are refused before they are read" do
+    request = "crucible.port.training.v1.ForwardRequest"
+    assert {:ok, %{data: data}} = Proto.decode(request, String.duplicate(<<0x1A, 0>>, 1000))
+    assert length(data) == 1000
+    many = Proto.max_messages() + 1
+    assert Proto.decode(request, String.duplicate(<<0x1A, 0>>, many)) == {:error, :too_complex}
+
+    assert Proto.decode(request, String.duplicate(<<0xF8, 0x07, 1>>, many)) ==
+             {:error, :too_complex}
+  end
+
   test "numbers that Erlang's floats cannot hold" do
     for {value, bits} <- [
           nan: 0x7FF8000000000000,

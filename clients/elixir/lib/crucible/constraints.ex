@@ -10,8 +10,6 @@ defmodule Crucible.Constraints do
 
   @max_characters 4096
   @max_findings 16
-  # Looking at each of the millions of empty messages that one request can hold would take minutes.
-  @max_nested 512 * 1024
   @formats %{
     identifier:
       {"[a-z0-9][a-z0-9._-]{0,62}",
@@ -25,11 +23,11 @@ defmodule Crucible.Constraints do
   @numbers [:double, :float, :int32, :int64, :uint32, :uint64, :sint32, :sint64] ++
              [:fixed32, :fixed64, :sfixed32, :sfixed64]
 
-  @doc "`:ok`, or FIELD_INVALID with the first paths that break a constraint, or MESSAGE_TOO_COMPLEX."
+  @doc "`:ok`, or FIELD_INVALID with the first paths that break a constraint."
   @spec check(Schema.name(), Proto.message()) :: :ok | {:error, Error.t()}
   def check(type, message) do
-    {findings, _} = check_message(type, message, "", {[], 0})
-    findings = findings |> Enum.reverse() |> Enum.take(@max_findings)
+    findings =
+      type |> check_message(message, "", []) |> Enum.reverse() |> Enum.take(@max_findings)
 
     if findings == [] do
       :ok
@@ -45,15 +43,6 @@ defmodule Crucible.Constraints do
          fields: findings
        )}
     end
-  catch
-    {:too_complex, path} ->
-      {:error,
-       Error.new(
-         :invalid_argument,
-         "MESSAGE_TOO_COMPLEX",
-         "#{path}: the request holds more than #{@max_nested} messages inside it: send it in several calls",
-         metadata: %{field: path, max_messages: @max_nested}
-       )}
   end
 
   @doc "`:ok`, or FIELD_UNKNOWN for a field that the schema lacks, at any depth."
@@ -76,29 +65,31 @@ defmodule Crucible.Constraints do
     end
   end
 
-  # Findings are gathered in reverse, beside the number of messages looked at.
+  # Findings are gathered in reverse.
 
-  defp check_message(type, message, path, state) do
+  defp check_message(type, message, path, findings) do
     fields = Schema.fields(type)
-    state = Enum.reduce(fields, state, &check_field(&1, message, path, &2))
-    Enum.reduce(fields, state, &check_children(&1, message, path, &2))
+    findings = Enum.reduce(fields, findings, &check_field(&1, message, path, &2))
+    Enum.reduce(fields, findings, &check_children(&1, message, path, &2))
   end
 
-  defp check_field({_, name, type, label, rule} = field, message, path, state) do
+  defp check_field({_, name, type, label, rule} = field, message, path, findings) do
     value = get(field, message)
     path = path <> Atom.to_string(name)
 
-    state =
+    findings =
       if rule[:required] && not present?(value, type, label),
-        do: add(state, path, "required, but absent or empty"),
-        else: state
+        do: add(findings, path, "required, but absent or empty"),
+        else: findings
 
     count = if label in [:repeated, :map], do: Enum.count(value), else: 0
 
     if count > (rule[:max_items] || count) do
-      add(state, path, "has #{count} entries, at most #{rule.max_items} are allowed")
+      add(findings, path, "has #{count} entries, at most #{rule.max_items} are allowed")
     else
-      state |> check_keys(type, value, rule, path) |> check_values(type, label, value, rule, path)
+      findings
+      |> check_keys(type, value, rule, path)
+      |> check_values(type, label, value, rule, path)
     end
   end
 
@@ -108,55 +99,55 @@ defmodule Crucible.Constraints do
   defp present?(value, _, :implicit), do: value not in [0, 0.0, "", false]
   defp present?(_, _, _), do: true
 
-  defp check_keys(state, {:map, :string, _}, map, rule, path) do
+  defp check_keys(findings, {:map, :string, _}, map, rule, path) do
     limit = rule[:max_len] || @max_characters
 
-    Enum.reduce(map, state, fn {key, _}, state ->
-      length = String.length(key)
+    Enum.reduce(map, findings, fn {key, _}, findings ->
+      length = characters(key)
 
       if length > limit,
         do:
           add(
-            state,
-            "#{path}[#{quoted(String.slice(key, 0, 64))}]",
+            findings,
+            "#{path}[#{quoted(Error.first(key, 64))}]",
             "its key has #{length} characters, at most #{limit} are allowed"
           ),
-        else: state
+        else: findings
     end)
   end
 
-  defp check_keys(state, _, _, _, _), do: state
+  defp check_keys(findings, _, _, _, _), do: findings
 
-  defp check_values(state, {:map, _, type}, :map, map, rule, path) do
-    Enum.reduce(map, state, fn {key, value}, state ->
-      check_value(state, type, value, rule, "#{path}[#{quoted(key)}]")
+  defp check_values(findings, {:map, _, type}, :map, map, rule, path) do
+    Enum.reduce(map, findings, fn {key, value}, findings ->
+      check_value(findings, type, value, rule, "#{path}[#{quoted(key)}]")
     end)
   end
 
-  defp check_values(state, type, :repeated, list, rule, path) do
+  defp check_values(findings, type, :repeated, list, rule, path) do
     list
     |> Enum.with_index()
-    |> Enum.reduce(state, fn {value, index}, state ->
-      check_value(state, type, value, rule, "#{path}[#{index}]")
+    |> Enum.reduce(findings, fn {value, index}, findings ->
+      check_value(findings, type, value, rule, "#{path}[#{index}]")
     end)
   end
 
-  defp check_values(state, _, _, nil, _, _), do: state
+  defp check_values(findings, _, _, nil, _, _), do: findings
 
-  defp check_values(state, type, _, value, rule, path),
-    do: check_value(state, type, value, rule, path)
+  defp check_values(findings, type, _, value, rule, path),
+    do: check_value(findings, type, value, rule, path)
 
-  defp check_value({findings, _} = state, type, value, rule, path) do
+  defp check_value(findings, type, value, rule, path) do
     problem = length(findings) < @max_findings && problem(type, value, rule)
-    if problem, do: add(state, path, problem), else: state
+    if problem, do: add(findings, path, problem), else: findings
   end
 
   defp problem(:string, value, rule) do
     limit = rule[:max_len] || @max_characters
 
     cond do
-      String.length(value) > limit ->
-        "has #{String.length(value)} characters, at most #{limit} are allowed"
+      byte_size(value) > limit and characters(value) > limit ->
+        "has #{characters(value)} characters, at most #{limit} are allowed"
 
       value == "" ->
         nil
@@ -191,6 +182,9 @@ defmodule Crucible.Constraints do
 
   defp problem(_, _, _), do: nil
 
+  # Code points: what looks like one to a reader may be many, and to find out takes seconds for a long text.
+  defp characters(text), do: for(<<_::utf8 <- text>>, reduce: 0, do: (count -> count + 1))
+
   defp matches?(value, pattern),
     do: Regex.match?(Regex.compile!("\\A(?:#{pattern})\\z", "u"), value)
 
@@ -202,7 +196,7 @@ defmodule Crucible.Constraints do
 
   defp number(value), do: if(value == trunc(value), do: trunc(value), else: value)
 
-  defp check_children({_, name, type, label, rule} = field, message, path, state) do
+  defp check_children({_, name, type, label, rule} = field, message, path, findings) do
     with {:ok, child} <- checked_child(type),
          value when value != nil <- get(field, message),
          false <-
@@ -212,16 +206,13 @@ defmodule Crucible.Constraints do
 
       value
       |> children(label, path)
-      |> Enum.reduce_while(state, fn {each, path}, {findings, nested} ->
-        if length(findings) >= @max_findings do
-          {:halt, {findings, nested}}
-        else
-          if nested >= @max_nested, do: throw({:too_complex, path})
-          {:cont, check_message(child, each, path <> ".", {findings, nested + 1})}
-        end
+      |> Enum.reduce_while(findings, fn {each, path}, findings ->
+        if length(findings) >= @max_findings,
+          do: {:halt, findings},
+          else: {:cont, check_message(child, each, path <> ".", findings)}
       end)
     else
-      _ -> state
+      _ -> findings
     end
   end
 
@@ -272,7 +263,7 @@ defmodule Crucible.Constraints do
 
   defp get({_, name, _, _, _}, message), do: Map.fetch!(message, name)
 
-  defp add({findings, nested}, path, text), do: {[{path, text} | findings], nested}
+  defp add(findings, path, text), do: [{path, text} | findings]
 
   # As Python prints a string, for one path a field.
   defp quoted(key) when is_binary(key) do

@@ -135,6 +135,13 @@ defmodule Crucible.Error do
     })
   end
 
+  @doc "So many of a text's first characters: code points, whatever they look like."
+  @spec first(String.t(), non_neg_integer) :: String.t()
+  def first(<<character::utf8, rest::binary>>, count) when count > 0,
+    do: <<character::utf8, first(rest, count - 1)::binary>>
+
+  def first(_, _), do: ""
+
   @doc "A google.protobuf.Duration of so many seconds."
   @spec duration(number) :: Proto.message()
   def duration(seconds) do
@@ -146,9 +153,9 @@ defmodule Crucible.Error do
     metadata =
       for {key, value} <- error.metadata |> Enum.sort() |> Enum.take(@max_metadata),
           into: %{},
-          do: {String.slice(key, 0, 64), cut(value, 256, divisor)}
+          do: {first(key, 64), cut(value, 256, divisor)}
 
-    info = %{reason: String.slice(error.reason, 0, 64), domain: @domain, metadata: metadata}
+    info = %{reason: first(error.reason, 64), domain: @domain, metadata: metadata}
 
     violations =
       for {path, description} <- Enum.take(error.fields, @max_fields),
@@ -173,7 +180,7 @@ defmodule Crucible.Error do
 
   defp cut(text, limit, divisor) do
     most = max(1, div(limit, divisor))
-    if String.length(text) <= most, do: text, else: String.slice(text, 0, most - 1) <> "…"
+    if first(text, most) == text, do: text, else: first(text, most - 1) <> "…"
   end
 
   # The message percent-encoded, the whole status in base64.

@@ -11,6 +11,10 @@ defmodule Crucible.Proto do
 
   # As protobuf's own parsers have it.
   @max_depth 100
+  # 32 MiB hold millions of messages of two bytes: reading them would take minutes, and gigabytes.
+  @max_messages 512 * 1024
+  # An entry of a repeated field or a map counts as a quarter of a message, an unknown field as one.
+  @quarters 4
 
   @type message :: map
 
@@ -27,12 +31,24 @@ defmodule Crucible.Proto do
   @spec digest(Schema.name(), message) :: binary
   def digest(type, message), do: :crypto.hash(:sha256, encode(type, message))
 
-  @doc "The message of these bytes, or `:malformed`."
-  @spec decode(Schema.name(), binary) :: {:ok, message} | {:error, :malformed}
+  @doc "How many messages one message may hold."
+  def max_messages, do: @max_messages
+
+  @doc "The message of these bytes; `:malformed`, or `:too_complex` for one that holds more than `max_messages/0`."
+  @spec decode(Schema.name(), binary) :: {:ok, message} | {:error, :malformed | :too_complex}
   def decode(type, data) do
+    Process.put(__MODULE__, @max_messages * @quarters)
     {:ok, decode_message(type, data, Schema.defaults(type), 0)}
   catch
-    :malformed -> {:error, :malformed}
+    problem when problem in [:malformed, :too_complex] -> {:error, problem}
+  after
+    Process.delete(__MODULE__)
+  end
+
+  defp count(quarters) do
+    left = Process.get(__MODULE__) - quarters
+    if left < 0, do: throw(:too_complex)
+    Process.put(__MODULE__, left)
   end
 
   # Writing
@@ -145,6 +161,7 @@ defmodule Crucible.Proto do
   end
 
   defp read_unknown(data, number, wire, rest, fields, message, depth) do
+    count(@quarters)
     rest = Wire.skip(number, wire, rest, depth)
     raw = binary_part(data, 0, byte_size(data) - byte_size(rest))
     message = Map.update(message, :__unknown__, [raw], &[raw | &1])
@@ -152,6 +169,7 @@ defmodule Crucible.Proto do
   end
 
   defp read_field({_, name, {:map, key, type}, :map, _}, data, message, depth) do
+    count(1)
     {entry, rest} = Wire.length_delimited(data)
     {key, value} = read_entry(entry, key, type, zero(key), nil, depth + 1)
     value = if value == nil, do: zero(type), else: value
@@ -159,6 +177,7 @@ defmodule Crucible.Proto do
   end
 
   defp read_field({_, name, type, :repeated, _}, data, message, depth) do
+    count(1)
     {value, rest} = read_value(type, data, nil, depth)
     {%{message | name => [value | Map.fetch!(message, name)]}, rest}
   end
@@ -176,6 +195,7 @@ defmodule Crucible.Proto do
 
   # A message field that comes twice is one message: its parts are merged.
   defp read_value({:message, name}, data, before, depth) do
+    count(@quarters)
     {inner, rest} = Wire.length_delimited(data)
     {decode_message(name, inner, before || Schema.defaults(name), depth + 1), rest}
   end
@@ -190,6 +210,7 @@ defmodule Crucible.Proto do
   defp read_packed(<<>>, _, message), do: message
 
   defp read_packed(data, {_, name, type, _, _} = field, message) do
+    count(1)
     {value, rest} = read_value(type, data, nil, 0)
     read_packed(rest, field, %{message | name => [value | Map.fetch!(message, name)]})
   end

@@ -149,10 +149,17 @@ defmodule Crucible.Grpc.Server do
       request
     else
       {:error, :malformed} ->
-        raise Error.new(
-                :invalid_argument,
-                "MESSAGE_MALFORMED",
-                "the request of #{method.path} is not a valid protobuf message"
+        text = "the request of #{method.path} is not a valid protobuf message"
+        raise Error.new(:invalid_argument, "MESSAGE_MALFORMED", text)
+
+      {:error, :too_complex} ->
+        most = Proto.max_messages()
+
+        text =
+          "the request of #{method.path} holds more than #{most} messages: send it in several calls"
+
+        raise Error.new(:invalid_argument, "MESSAGE_TOO_COMPLEX", text,
+                metadata: %{max_messages: most}
               )
 
       {:error, error} ->
