@@ -10,6 +10,7 @@ python tests/server/program.py FOLDER [WORD ...]; the words, and files of these 
     strict      has a config_schema: root, a text, and size, an integer from 1
     slow        answers STARTING to its first two probes
     sick        answers DEGRADED to probes
+    ancient     speaks contract version 7 only, and does not look at the host's
     leaks       puts the secret it was given into errors, stderr and probes
 
 It appends its process id to FOLDER/pids and each Configure to FOLDER/configured.
@@ -53,6 +54,7 @@ class Behaviour:
         self.folder = folder
         self._words = words
         self.secret = ""
+        self.hanging = asyncio.Event()
 
     def __contains__(self, word: str) -> bool:
         return word in self._words or (self.folder / word).exists()
@@ -75,6 +77,8 @@ class Info(AdapterInfoService):
     async def GetAdapterInfo(self, request: Any, context: Any) -> adapter_pb2.GetAdapterInfoResponse:
         self.metadata.append(dict(context.invocation_metadata()))
         info = await super().GetAdapterInfo(request, context)
+        if "ancient" in self.behaviour:
+            info.contract_versions[:] = [7]
         if "strict" in self.behaviour:
             for port in info.ports:
                 port.config_schema.CopyFrom(to_struct(SCHEMA))
@@ -102,7 +106,7 @@ class Info(AdapterInfoService):
 
 
 class Blobs(LocalBlobStore):
-    """Blobs that leak when they are to, and die when a blob's key says so."""
+    """Blobs that leak when they are to, and die, hang, forget or fail when a blob's key says so."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         super().__init__(LocalBlobOptions(), AdapterContext(data_dir=behaviour.folder))
@@ -120,6 +124,9 @@ class Blobs(LocalBlobStore):
     async def StatBlob(self, request: Any, context: Any) -> Any:
         if request.key == "die":
             os._exit(9)
+        if request.key == "hang":
+            self.behaviour.hanging.set()
+            await asyncio.Event().wait()
         if request.key == "forget":
             raise FailedPreconditionError("configure first", reason="NOT_CONFIGURED")
         if request.key == "away":

@@ -33,8 +33,10 @@ from crucible_kit.errors import (
 )
 from crucible_kit.redaction import MARK
 from crucible_kitchen.ports import executable, handshake, process
+from crucible_kitchen.ports import host as host_module
 from crucible_kitchen.ports.binding import Kind, Opened
 from crucible_kitchen.ports.host import PortHost
+from crucible_kitchen.ports.mapping import PortMapping
 from crucible_kitchen.ports.remote import RemoteAdapter
 from tests.server.certificates import make_certificates
 from tests.server.program import Behaviour, Info, serve
@@ -494,6 +496,41 @@ async def test_an_adapter_without_the_port_s_service_is_refused(open_host: Open,
     with pytest.raises(FailedPreconditionError) as caught:
         await host.stub("hub")
     assert caught.value.reason == "PORT_NOT_SERVED"
+
+
+async def test_a_contract_version_that_the_host_lacks_is_refused_with_both_sides(open_host: Open, folder: Path) -> None:
+    host = open_host(blob=f"exec:{command(folder, 'ancient')}")
+    with pytest.raises(FailedPreconditionError, match=r"the host speaks \[1\], program speaks \[7\]") as caught:
+        await host.stub("blob")
+    assert caught.value.reason == "CONTRACT_VERSION_UNSUPPORTED"
+
+
+@pytest.mark.parametrize("kind", ["grpc", "exec"])
+async def test_calls_at_an_adapter_that_is_replaced_end_and_say_so(
+    open_host: Open, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(host_module, "_RETIRE_SECONDS", 0.0)
+
+    async def may_replace() -> None: ...
+
+    async with served(folder, "127.0.0.1:0") as (address, info):
+        host = open_host(blob=f"grpc:{address}" if kind == "grpc" else f"exec:{command(folder)}")
+        stub = await host.stub("blob")
+        hanging = asyncio.create_task(stub.StatBlob(blob_pb2.StatBlobRequest(key="hang" if kind == "grpc" else "k")))
+        if kind == "grpc":
+            await info.behaviour.hanging.wait()
+        else:
+            with pytest.raises(NotFoundError):
+                await hanging
+        await host.add("blob", PortMapping(adapter="builtin:local"), where="mapping", may_replace=may_replace)
+        late = stub.StatBlob(blob_pb2.StatBlobRequest(key="k"))
+        for call in (hanging, late) if kind == "grpc" else (late,):
+            with pytest.raises(UnavailableError) as caught:
+                await call
+            error = caught.value
+            assert (error.reason, error.port, error.retryable) == ("ADAPTER_REPLACED", "blob", True)
+        assert await stat(host) == "BLOB_NOT_FOUND"
+        assert host.describe("blob").target == "builtin:local"
 
 
 class Greedy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from crucible_adapters.dataset.local import LocalDatasets
+from crucible_adapters.dataset.local import LocalDatasetOptions, LocalDatasets
 from crucible_kit.adapter import AdapterContext, AdapterDescription
 from crucible_kit.errors import FieldViolation, InvalidArgumentError
 
@@ -18,7 +18,7 @@ class LeakyDatasets(LocalDatasets):
     description = AdapterDescription(name="leaky-datasets", port="dataset", secrets=("password",))
 
     def __init__(self, options: Any, context: AdapterContext) -> None:
-        super().__init__(LocalDatasets.description.options(), context)
+        super().__init__(LocalDatasetOptions(), context)
         self._secrets = context.secrets
 
     async def OpenDataset(self, request: Any, context: Any) -> Any:
