@@ -10,7 +10,7 @@ import click
 
 from crucible.kitchen.v1 import adapter_admin_pb2
 from crucible_kitchen.cli.connection import connected, connected_to_catalog, execute
-from crucible_kitchen.cli.options import Target, json_option, target_options
+from crucible_kitchen.cli.options import Target, json_option, server_options, target_options
 from crucible_kitchen.cli.output import note, print_messages, print_table
 from crucible_kitchen.cli.values import parse_value
 
@@ -88,7 +88,7 @@ def probe(port: str, target: Target, as_json: bool) -> None:
 @click.option("--insecure", is_flag=True, help="Allow plain text to an adapter on another machine.")
 @click.option("--validate-only", is_flag=True, help="Only check whether it could be done.")
 @click.option("--force", is_flag=True, help="Also when the port is in use: open sessions are lost.")
-@target_options
+@server_options
 @json_option
 def add(
     port: str,
@@ -141,7 +141,7 @@ def add(
 @adapters.command()
 @_port
 @click.option("--force", is_flag=True, help="Also when the port is in use: open sessions are lost.")
-@target_options
+@server_options
 @json_option
 def remove(port: str, force: bool, target: Target, as_json: bool) -> None:
     """Take back what `add` did: the manifest's mapping or the default counts again."""
