@@ -131,7 +131,7 @@ async def test_a_blob_store_that_is_back_late_is_waited_for(
 ) -> None:
     dying = doomed.environment("blob.rename.before:18=kill")
     with remote_port("blob", tmp_path / "elsewhere", environment=dying) as blob:
-        arguments = manifest(tmp_path / "m.yaml", "blob", blob, wait_seconds=0.2)
+        arguments = manifest(tmp_path / "m.yaml", "blob", blob, wait_seconds=1)
         with serving(tmp_path / "data", *arguments, environment={"PYTHONPATH": str(ROOT)}) as server:
             start_server = server.start
 

@@ -37,9 +37,7 @@ _ENGINE_PORTS = ("training", "sampling")
 _FEED_SECONDS = 10.0
 _EXECUTABLE = (event_pb2.RUN_STATE_QUEUED, event_pb2.RUN_STATE_RUNNING, event_pb2.RUN_STATE_CANCELLING)
 _PAGE = 128
-
-
-# What a restarted adapter has forgotten.
+# What an adapter that was started anew has forgotten.
 _FORGOTTEN = ("SESSION_NOT_FOUND", "DATASET_NOT_FOUND", "CHECKPOINT_NOT_FOUND")
 
 
@@ -51,10 +49,10 @@ class RunExecutor:
     """
 
     def __init__(self, store: Store, ports: Ports, run_id: str, steering: asyncio.Lock) -> None:
-        self._steering = steering
         self._store = store
         self._ports = ports
         self._run_id = run_id
+        self._steering = steering
         self.control = RunControl()
         self._journal = RunJournal(store, run_id, self.control)
 
@@ -159,7 +157,7 @@ class RunExecutor:
             await saver.forget_old(step=record.step)
             await sweep(blob, self._run_id, await self._store.checkpoints(self._run_id))
         except KitchenError as error:
-            if error.retryable:
+            if _is_lost(error):
                 return error
             await self._end(event_pb2.RUN_STATE_FAILED, error=error)
             return None
@@ -216,9 +214,7 @@ class RunExecutor:
             await interpreter.finalize()
             return error
         except KitchenError as error:
-            # An adapter that is gone, hangs, or was started anew.
-            forgotten = isinstance(error, NotFoundError) and error.reason in _FORGOTTEN
-            if error.retryable or forgotten or isinstance(error, DeadlineExceededError):
+            if _is_lost(error):
                 await interpreter.finalize()
                 return error
             await self._fail(interpreter, error)
@@ -283,6 +279,12 @@ class RunExecutor:
         if error is not None:
             changes["failure"] = changed.failure
         await self._journal.append(events, changes=changes)
+
+
+def _is_lost(error: KitchenError) -> bool:
+    """Whether another attempt makes sense: an adapter is gone, hangs, or was started anew."""
+    forgotten = isinstance(error, NotFoundError) and error.reason in _FORGOTTEN
+    return error.retryable or forgotten or isinstance(error, DeadlineExceededError)
 
 
 def _gave_up(attempts: int, error: KitchenError, *, hosted: bool) -> KitchenError:
