@@ -471,9 +471,7 @@ class Configured(ScriptedBlobs):
         return await super().StatBlob(request, context)
 
 
-async def test_an_adapter_gets_its_settings_before_its_first_call(
-    tmp_path: Path, attachments: Attachments
-) -> None:
+async def test_an_adapter_gets_its_settings_before_its_first_call(tmp_path: Path, attachments: Attachments) -> None:
     manifest = f"  blob: {{adapter: 'attach:{NAME}', options: {{size: 7}}, wait_seconds: 5}}\n"
     host = host_of(tmp_path, manifest, attachments)
     stub = host._ports["blob"].stub
@@ -498,7 +496,10 @@ async def test_an_adapter_gets_its_settings_before_its_first_call(
     [
         ("  blob: 'attach:No Name'\n", "small letters"),
         ("  blob: 'attach:'\n", "attach:NAME"),
-        ("  blob: {adapter: 'attach:x', token_env: CRUCIBLE_TEST_NOT_SET}\n", "CRUCIBLE_TEST_NOT_SET, the token of the port blob, is not set"),
+        (
+            "  blob: {adapter: 'attach:x', token_env: CRUCIBLE_TEST_NOT_SET}\n",
+            "CRUCIBLE_TEST_NOT_SET, the token of the port blob, is not set",
+        ),
         ("  blob: {adapter: 'attach:x', wait_seconds: 0}\n", "wait_seconds"),
     ],
 )
