@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from crucible.kitchen.v1 import adapter_admin_pb2, event_pb2
-from crucible_kit.errors import FailedPreconditionError, KitchenError, NotFoundError
+from crucible_kit.errors import FailedPreconditionError, KitchenError, NotFoundError, PermissionDeniedError
 from crucible_kit.ports import PORTS
 from crucible_kit.settings import unknown_key
 from crucible_kitchen.ports.host import PortHost
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 _PORTS_OF_EVERY_RUN = frozenset({"blob", "metrics"})
 _IDLE_STATES = (*TERMINAL_STATES, event_pb2.RUN_STATE_PAUSED)
 _TOLD = 5
+# Kinds that run code as the server's user.
+_PROGRAMS = ("exec", "python")
 
 
 class PortUsers:
@@ -59,11 +61,16 @@ class AdapterAdministration:
 
     Args:
         users: who uses a port, in words.
+        knows_callers: whether only somebody who may act as the server's user can call. Without, nobody makes the server
+            run programs or hand out what stands in its environment.
     """
 
-    def __init__(self, ports: PortHost, users: Callable[[str], Awaitable[Sequence[str]]]) -> None:
+    def __init__(
+        self, ports: PortHost, users: Callable[[str], Awaitable[Sequence[str]]], *, knows_callers: bool
+    ) -> None:
         self._ports = ports
         self._users = users
+        self._knows_callers = knows_callers
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
 
@@ -87,9 +94,12 @@ class AdapterAdministration:
             NotFoundError: PORT_NOT_FOUND.
             InvalidArgumentError: MANIFEST_INVALID.
             FailedPreconditionError: ADAPTER_IN_USE, DATA_FOLDER_UNUSABLE.
+            PermissionDeniedError: CALLERS_UNKNOWN.
             KitchenError: what the adapter refuses.
         """
         _check_port(port)
+        if not self._knows_callers and (mapping.kind in _PROGRAMS or mapping.secrets or mapping.token_env):
+            raise _callers_unknown(mapping, where)
 
         async def add() -> None:
             if self._ports.mapping(port) != mapping:
@@ -151,6 +161,18 @@ class AdapterAdministration:
         users = [] if force else await self._users(port)
         if users:
             raise _in_use(port, users)
+
+
+def _callers_unknown(mapping: PortMapping, where: str) -> PermissionDeniedError:
+    what = (
+        f"{mapping.kind}: runs code as the server's user" if mapping.kind in _PROGRAMS else "secrets leave the server"
+    )
+    return PermissionDeniedError(
+        f"{where}: {what}, and anybody on this machine can call the server: write the mapping into the manifest, or "
+        "start the server with --tokens or on a unix socket",
+        reason="CALLERS_UNKNOWN",
+        metadata={"field": where, "adapter": mapping.adapter},
+    )
 
 
 def _check_port(port: str) -> None:

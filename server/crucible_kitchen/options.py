@@ -131,6 +131,11 @@ class ServerOptions(BaseModel):
         return self
 
     @property
+    def knows_callers(self) -> bool:
+        """Whether callers have shown who they are, or can only be the server's user."""
+        return self.listen.startswith("unix:") or self.tokens is not None or self.tls_client_ca is not None
+
+    @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
         return is_local(self.listen)

@@ -76,7 +76,9 @@ class KitchenServer:
             relay = Relay(ports, options, load_secret(options.data / SECRET_FILE))
             stack.push_async_callback(relay.close)
             runs = RunManager(store, ports, options)
-            administration = AdapterAdministration(ports, PortUsers(store, runs, relay).of)
+            administration = AdapterAdministration(
+                ports, PortUsers(store, runs, relay).of, knows_callers=options.knows_callers
+            )
             stack.push_async_callback(administration.close)
             endpoint = Endpoint(
                 store=store,

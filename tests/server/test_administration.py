@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import shlex
 import sys
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,15 @@ Serving = Callable[..., Any]
 
 
 @pytest.fixture
-def serving(tmp_path: Path) -> Serving:
+def serving(tmp_path: Path, sockets: Path) -> Serving:
     """A server on the test's data folder for the length of a block, as a client of it."""
 
     @asynccontextmanager
-    async def start(manifest: str = "profile: local\n") -> AsyncIterator[KitchenClient]:
+    async def start(manifest: str = "profile: local\n", listen: str = "") -> AsyncIterator[KitchenClient]:
         path = tmp_path / "kitchen.yaml"
         path.write_text(manifest)
-        server = KitchenServer(
-            ServerOptions(listen="127.0.0.1:0", data=tmp_path / "data", manifest=path, drain_seconds=0)
-        )
+        listen = listen or f"unix:{sockets / 's'}"
+        server = KitchenServer(ServerOptions(listen=listen, data=tmp_path / "data", manifest=path, drain_seconds=0))
         await server.start()
         try:
             async with KitchenClient.connect(server.address) as kitchen:
@@ -57,6 +57,13 @@ def serving(tmp_path: Path) -> Serving:
             await server.stop()
 
     return start
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """Short: a socket's path has at most 107 characters."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 async def refusal(call: Any) -> tuple[str, str]:
@@ -128,6 +135,21 @@ async def test_an_added_adapter_counts_at_once_and_after_a_restart_and_can_be_ta
     async with serving("profile: local\nports: {metrics: 'builtin:sqlite'}") as kitchen:
         sources = {each.port: each.source for each in await kitchen.list_adapters()}
         assert sources["metrics"] == FROM_MANIFEST and sources["blob"] == DEFAULT
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        {"adapter": "exec:cat"},
+        {"adapter": "python:os:PathLike"},
+        {"adapter": "grpc:127.0.0.1:1", "secrets": {"key": "PATH"}},
+        {"adapter": "grpc:127.0.0.1:1", "token_env": "PATH"},
+    ],
+)
+async def test_who_is_not_known_runs_no_programs_and_gets_no_secrets(serving: Serving, mapping: dict[str, Any]) -> None:
+    async with serving(listen="127.0.0.1:0") as kitchen:
+        assert await refusal(kitchen.add_adapter("blob", **mapping)) == ("PERMISSION_DENIED", "CALLERS_UNKNOWN")
+        assert (await adapter(kitchen, "blob")).source == DEFAULT
 
 
 async def test_a_port_can_go_back_to_none(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +242,7 @@ async def test_a_change_is_finished_when_its_caller_hangs_up() -> None:
         return []
 
     ports: Any = SlowPorts()
-    administration = AdapterAdministration(ports, nobody)
+    administration = AdapterAdministration(ports, nobody, knows_callers=True)
     mapping = PortMapping(adapter="builtin:local")
     adding = administration.add("blob", mapping, where="mapping", validate_only=False, force=False)
     caller = asyncio.create_task(adding)

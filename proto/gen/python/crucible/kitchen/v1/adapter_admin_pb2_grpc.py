@@ -83,7 +83,8 @@ class AdapterAdminServiceServicer(object):
         start programs as the server's user.
         Errors: NOT_FOUND PORT_NOT_FOUND; INVALID_ARGUMENT MANIFEST_INVALID for what a manifest would be refused for; FAILED_PRECONDITION ADAPTER_IN_USE unless
         force is set, CONTRACT_VERSION_UNSUPPORTED and PORT_NOT_SERVED by a remote adapter that does not fit, DATA_FOLDER_UNUSABLE; UNAVAILABLE
-        ADAPTER_UNAVAILABLE with its last lines when a program does not start. What is refused changes nothing.
+        ADAPTER_UNAVAILABLE with its last lines when a program does not start; PERMISSION_DENIED CALLERS_UNKNOWN for exec:, python:, secrets and token_env on a
+        TCP server that asks for neither tokens nor certificates. What is refused changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
