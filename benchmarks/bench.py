@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import calls, load, lora_sessions, sampling, starts, training_step
+from benchmarks import bindings, calls, load, lora_sessions, sampling, starts, training_step
 from benchmarks.machine import facts
 from benchmarks.report import Table
 from benchmarks.scale import FULL, QUICK, Scale
@@ -26,6 +26,7 @@ GROUPS = {
     "lora_sessions": lora_sessions.measure,
     "sampling": sampling.measure,
     "calls": calls.measure,
+    "bindings": bindings.measure,
     "starts": starts.measure,
     "load": load.measure,
 }

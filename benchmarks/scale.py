@@ -45,6 +45,7 @@ class Scale:
         session_counts: how many LoRA sessions share a base.
         session_steps: steps of a turn, of all sessions together, at least one each.
         calls: unary calls of a turn.
+        stream_mib: length of a stream of bytes.
         events, watchers: length of the log that is watched, and by how many.
         starts, restarts: processes started.
         prompts, prompt_tokens, new_tokens: what is sampled.
@@ -65,6 +66,7 @@ class Scale:
     session_rounds: int = 3
     session_steps: int = 8
     calls: int = 400
+    stream_mib: int = 64
     events: int = 4000
     watchers: int = 16
     starts: int = 5
@@ -84,7 +86,8 @@ QUICK = Scale(
     session_counts=(1, 3),
     session_rounds=1,
     session_steps=2,
-    calls=30,
+    calls=32,
+    stream_mib=2,
     events=200,
     watchers=4,
     starts=2,
