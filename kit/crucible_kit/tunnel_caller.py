@@ -36,6 +36,7 @@ class CallerTunnel(TunnelEnd[gateway_pb2.AttachResponse]):
     def __init__(self, name: str, hello: gateway_pb2.Hello) -> None:
         super().__init__(_credit)
         self.silence = 0
+        self._pings = 0
         self._name = name
         self._send_window = hello.window_bytes or WINDOW_BYTES
         self._max_calls = hello.max_calls or MAX_CALLS
@@ -127,7 +128,8 @@ class CallerTunnel(TunnelEnd[gateway_pb2.AttachResponse]):
     def ping(self) -> None:
         """Asks the adapter for a sign of life."""
         self.silence += 1
-        self.multiplexer.steer(gateway_pb2.AttachResponse(ping=gateway_pb2.Ping(nonce=self.silence)))
+        self._pings += 1
+        self.multiplexer.steer(gateway_pb2.AttachResponse(ping=gateway_pb2.Ping(nonce=self._pings)))
 
     def drain(self, reason: str) -> None:
         """Begins no more calls, and ends `outgoing` when none is in flight."""

@@ -18,7 +18,6 @@ from crucible_kit.adapter import AdapterContext, AdapterOptions
 from crucible_kit.channel import connect
 from crucible_kit.errors import InvalidArgumentError, KitchenError, UnavailableError
 from crucible_kit.ports import PORTS
-from crucible_kit.tunnel_caller import CallerTunnel
 from crucible_kitchen.api import gateway_service
 from crucible_kitchen.options import ServerOptions
 from crucible_kitchen.ports.attach_kind import attach_kind
@@ -258,16 +257,42 @@ async def test_a_lease_of_another_server_counts(attachments: Attachments) -> Non
             assert ended is not None and ended.reason == "ATTACHMENT_SUPERSEDED"
 
 
+class Beats:
+    """Heartbeats that come when a test says so."""
+
+    def __init__(self) -> None:
+        self._due: asyncio.Queue[None] = asyncio.Queue()
+
+    async def sleep(self, seconds: float) -> None:
+        assert seconds == 10
+        await self._due.get()
+
+    def beat(self) -> None:
+        self._due.put_nowait(None)
+
+
 async def test_silence_for_three_heartbeats_detaches(attachments: Attachments) -> None:
     port = attachments.add("blob", NAME)
     stub = blob_pb2_grpc.BlobStoreServiceStub(port.channel)
-    async with (
-        gateway(attachments, heartbeat_seconds=0.05) as address,
-        by_hand(address, greeting()) as tunnel,
-    ):
-        for _ in range(3):
-            tunnel.send(pong=gateway_pb2.Pong(nonce=(await tunnel.next("ping")).nonce))
+    beats = Beats()
+    async with gateway(attachments, sleep=beats.sleep) as address, by_hand(address, greeting()) as tunnel:
+        for nonce in range(1, 7):
+            assert (await tunnel.next("ping")).nonce == nonce
+            if nonce % 2 == 0:
+                tunnel.send(pong=gateway_pb2.Pong(nonce=nonce))
+                # What comes behind it on the same stream is answered: it has been seen.
+                seen = asyncio.create_task(stub.StatBlob(stat("k")))
+                call_id = (await tunnel.next("start")).call_id
+                tunnel.send(output=gateway_pb2.CallOutput(call_id=call_id, message=b"", end=True))
+                await seen
+            beats.beat()
+        await tunnel.next("ping")
         calling = asyncio.create_task(stub.StatBlob(stat("k")))
+        await tunnel.next("start")
+        for nonce in (8, 9):
+            beats.beat()
+            assert (await tunnel.next("ping")).nonce == nonce
+        beats.beat()
         error = await tunnel.end()
         assert error is not None and (error.code.name, error.reason) == ("UNAVAILABLE", "HEARTBEAT_MISSED")
         with pytest.raises(UnavailableError) as caught:
@@ -275,25 +300,15 @@ async def test_silence_for_three_heartbeats_detaches(attachments: Attachments) -
         assert caught.value.reason == "ADAPTER_DETACHED"
 
 
-async def test_an_adapter_that_lives_stays(attachments: Attachments, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_adapter_of_the_kit_answers_heartbeats(attachments: Attachments) -> None:
     port = attachments.add("blob", NAME)
-    heard, pings = asyncio.Event(), 0
-    ping = CallerTunnel.ping
-
-    def counted(tunnel: CallerTunnel) -> None:
-        nonlocal pings
-        pings += 1
-        ping(tunnel)
-        if pings == 8:
-            heard.set()
-
-    monkeypatch.setattr(CallerTunnel, "ping", counted)
-    async with (
-        gateway(attachments, heartbeat_seconds=0.02) as address,
-        attached(address, {"blob": ScriptedBlobs()}),
-    ):
+    stub = blob_pb2_grpc.BlobStoreServiceStub(port.channel)
+    beats = Beats()
+    async with gateway(attachments, sleep=beats.sleep) as address, attached(address, {"blob": ScriptedBlobs()}):
         before = port.info
-        await asyncio.wait_for(heard.wait(), 10)
+        for _ in range(8):
+            beats.beat()
+            await stub.StatBlob(stat("k"))
         assert port.info is before is not None
 
 

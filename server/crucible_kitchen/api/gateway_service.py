@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from crucible.adapter.v1 import gateway_pb2, gateway_pb2_grpc
@@ -38,12 +38,21 @@ class AdapterGatewayService(gateway_pb2_grpc.AdapterGatewayServiceServicer):
         attachments: who may attach and who has.
         tokens: of the server; None: it asks for none.
         heartbeat_seconds: between two Pings; an adapter that is silent for three is detached.
+        sleep: waits between them.
     """
 
-    def __init__(self, attachments: Attachments, *, tokens: Tokens | None, heartbeat_seconds: float) -> None:
+    def __init__(
+        self,
+        attachments: Attachments,
+        *,
+        tokens: Tokens | None,
+        heartbeat_seconds: float,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
         self._attachments = attachments
         self._tokens = tokens
         self._heartbeat_seconds = heartbeat_seconds
+        self._sleep = sleep
 
     async def Attach(
         self, request_iterator: AsyncIterator[gateway_pb2.AttachRequest], context: Any
@@ -60,7 +69,7 @@ class AdapterGatewayService(gateway_pb2_grpc.AdapterGatewayServiceServicer):
         )
         tasks = [
             asyncio.create_task(_read(tenant, request_iterator)),
-            asyncio.create_task(_beat(tenant, self._heartbeat_seconds)),
+            asyncio.create_task(self._beat(tenant)),
         ]
         try:
             async for frame in tenant.tunnel.outgoing():
@@ -73,6 +82,14 @@ class AdapterGatewayService(gateway_pb2_grpc.AdapterGatewayServiceServicer):
             logger.info("attach:%s: attachment %s has ended", attachment.name, tenant.attachment_id)
         if tenant.error is not None:
             raise tenant.error
+
+    async def _beat(self, tenant: Tenant) -> None:
+        """Looks after the adapter's signs of life."""
+        while tenant.tunnel.silence < _MISSED_HEARTBEATS:
+            tenant.tunnel.ping()
+            await self._sleep(self._heartbeat_seconds)
+        problem = f"the adapter has sent nothing for {_MISSED_HEARTBEATS * self._heartbeat_seconds:g} s"
+        tenant.end(problem, UnavailableError(f"{problem}: attach again", reason="HEARTBEAT_MISSED"))
 
     def _authorised(self, name: str, context: Any) -> Attachment:
         """The attachment, once the caller has shown that it may have it: with the token of the mapping when there is
@@ -131,12 +148,3 @@ async def _read(tenant: Tenant, requests: AsyncIterator[gateway_pb2.AttachReques
         error = hidden(ATTACH, defect)
         problem = error.message
     tenant.end(problem, error)
-
-
-async def _beat(tenant: Tenant, seconds: float) -> None:
-    """Looks after the adapter's signs of life."""
-    while tenant.tunnel.silence < _MISSED_HEARTBEATS:
-        tenant.tunnel.ping()
-        await asyncio.sleep(seconds)
-    problem = f"the adapter has sent nothing for {_MISSED_HEARTBEATS * seconds:g} s"
-    tenant.end(problem, UnavailableError(f"{problem}: attach again", reason="HEARTBEAT_MISSED"))
