@@ -265,14 +265,26 @@ defmodule Crucible.Constraints do
 
   defp add(findings, path, text), do: [{path, text} | findings]
 
-  # As Python prints a string, for one path a field.
-  defp quoted(key) when is_binary(key) do
-    escaped = String.replace(key, "\\", "\\\\")
-
-    if String.contains?(key, "'") and not String.contains?(key, "\""),
-      do: "\"#{escaped}\"",
-      else: "'#{String.replace(escaped, "'", "\\'")}'"
+  @doc "A map's key in a path; a string as Python prints it, so that every language names a field alike."
+  @spec quoted(String.t() | integer | boolean) :: String.t()
+  def quoted(key) when is_binary(key) do
+    mark = if String.contains?(key, "'") and not String.contains?(key, "\""), do: ?", else: ?'
+    escaped = for <<character::utf8 <- key>>, into: "", do: escaped(character, mark)
+    <<mark, escaped::binary, mark>>
   end
 
-  defp quoted(key), do: to_string(key)
+  def quoted(key), do: to_string(key)
+
+  defp escaped(same, same), do: <<?\\, same>>
+  defp escaped(?\\, _), do: "\\\\"
+  defp escaped(?\n, _), do: "\\n"
+  defp escaped(?\r, _), do: "\\r"
+  defp escaped(?\t, _), do: "\\t"
+
+  defp escaped(character, _) when character < 0x20 or character in 0x7F..0xA0 do
+    "\\x" <>
+      (character |> Integer.to_string(16) |> String.downcase() |> String.pad_leading(2, "0"))
+  end
+
+  defp escaped(character, _), do: <<character::utf8>>
 end

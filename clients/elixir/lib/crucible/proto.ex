@@ -13,8 +13,8 @@ defmodule Crucible.Proto do
   @max_depth 100
   # 32 MiB hold millions of messages of two bytes: reading them would take minutes, and gigabytes.
   @max_messages 512 * 1024
-  # An entry of a repeated field or a map counts as a quarter of a message, an unknown field as one.
-  @quarters 4
+  # A field that is read counts as the sixteenth part of a message, one that is unknown as a whole.
+  @message_parts 16
 
   @type message :: map
 
@@ -37,7 +37,7 @@ defmodule Crucible.Proto do
   @doc "The message of these bytes; `:malformed`, or `:too_complex` for one that holds more than `max_messages/0`."
   @spec decode(Schema.name(), binary) :: {:ok, message} | {:error, :malformed | :too_complex}
   def decode(type, data) do
-    Process.put(__MODULE__, @max_messages * @quarters)
+    Process.put(__MODULE__, @max_messages * @message_parts)
     {:ok, decode_message(type, data, Schema.defaults(type), 0)}
   catch
     problem when problem in [:malformed, :too_complex] -> {:error, problem}
@@ -45,8 +45,8 @@ defmodule Crucible.Proto do
     Process.delete(__MODULE__)
   end
 
-  defp count(quarters) do
-    left = Process.get(__MODULE__) - quarters
+  defp count(parts) do
+    left = Process.get(__MODULE__) - parts
     if left < 0, do: throw(:too_complex)
     Process.put(__MODULE__, left)
   end
@@ -144,6 +144,7 @@ defmodule Crucible.Proto do
 
         cond do
           wire == expected ->
+            count(1)
             {message, rest} = read_field(field, rest, message, depth)
             read_fields(rest, fields, message, depth)
 
@@ -161,23 +162,29 @@ defmodule Crucible.Proto do
   end
 
   defp read_unknown(data, number, wire, rest, fields, message, depth) do
-    count(@quarters)
+    count(@message_parts)
     rest = Wire.skip(number, wire, rest, depth)
     raw = binary_part(data, 0, byte_size(data) - byte_size(rest))
     message = Map.update(message, :__unknown__, [raw], &[raw | &1])
     read_fields(rest, fields, message, depth)
   end
 
-  defp read_field({_, name, {:map, key, type}, :map, _}, data, message, depth) do
-    count(1)
+  defp read_field({number, name, {:map, key, type}, :map, _}, data, message, depth) do
     {entry, rest} = Wire.length_delimited(data)
-    {key, value} = read_entry(entry, key, type, zero(key), nil, depth + 1)
-    value = if value == nil, do: zero(type), else: value
-    {%{message | name => Map.put(Map.fetch!(message, name), key, value)}, rest}
+
+    case read_entry(entry, key, type, zero(key), nil, depth + 1) do
+      {key, value} ->
+        value = if value == nil, do: zero(type), else: value
+        {%{message | name => Map.put(Map.fetch!(message, name), key, value)}, rest}
+
+      # Kept whole, as Python's parser does: a map has no place for what else an entry holds.
+      :unknown ->
+        raw = IO.iodata_to_binary([Wire.put_key(number, 2), delimited(entry)])
+        {Map.update(message, :__unknown__, [raw], &[raw | &1]), rest}
+    end
   end
 
   defp read_field({_, name, type, :repeated, _}, data, message, depth) do
-    count(1)
     {value, rest} = read_value(type, data, nil, depth)
     {%{message | name => [value | Map.fetch!(message, name)]}, rest}
   end
@@ -195,7 +202,7 @@ defmodule Crucible.Proto do
 
   # A message field that comes twice is one message: its parts are merged.
   defp read_value({:message, name}, data, before, depth) do
-    count(@quarters)
+    count(@message_parts)
     {inner, rest} = Wire.length_delimited(data)
     {decode_message(name, inner, before || Schema.defaults(name), depth + 1), rest}
   end
@@ -230,8 +237,16 @@ defmodule Crucible.Proto do
         read_entry(rest, key_type, type, key, value, depth)
 
       true ->
-        read_entry(Wire.skip(number, wire, rest, depth), key_type, type, key, value, depth)
+        # What is malformed stays so.
+        :unknown = skip_fields(data, depth)
     end
+  end
+
+  defp skip_fields(<<>>, _), do: :unknown
+
+  defp skip_fields(data, depth) do
+    {number, wire, rest} = Wire.key(data)
+    skip_fields(Wire.skip(number, wire, rest, depth), depth)
   end
 
   defp zero({:message, name}), do: Schema.defaults(name)

@@ -1,7 +1,7 @@
 defmodule Crucible.Requests do
   @moduledoc "Requests into what a model computes on. What can be checked is checked here, before acceptance."
 
-  alias Crucible.{Error, Proto, Tensor}
+  alias Crucible.{Constraints, Error, Proto, Tensor}
 
   @targets "target_tokens"
   @weights "weights"
@@ -11,7 +11,13 @@ defmodule Crucible.Requests do
   @spec check_loss!(Proto.message()) :: :ok
   def check_loss!(%{name: "cross_entropy", parameters: parameters}) do
     for {name, _} <- Enum.sort(parameters),
-        do: raise(Error.field("loss_fn.parameters['#{name}']", "cross_entropy has no parameters"))
+        do:
+          raise(
+            Error.field(
+              "loss_fn.parameters[#{Constraints.quoted(name)}]",
+              "cross_entropy has no parameters"
+            )
+          )
 
     :ok
   end
@@ -50,7 +56,7 @@ defmodule Crucible.Requests do
         do:
           raise(
             Error.field(
-              "#{path}.loss_fn_inputs['#{name}']",
+              "#{path}.loss_fn_inputs[#{Constraints.quoted(name)}]",
               "#{problem}: cross_entropy takes target_tokens, weights"
             )
           )
