@@ -24,20 +24,17 @@ need=()
 command -v mix >/dev/null || need+=(elixir)
 have_deps || need+=(rabbitmq-server)
 
+quiet=(-qq -o Acquire::Retries=3 -o Acquire::http::Timeout=30 -o APT::Sandbox::User=root)
 if [ ${#need[@]} -gt 0 ]; then
   command -v apt-get >/dev/null && command -v dpkg >/dev/null ||
     missing "${need[*]} missing and there is no apt-get: install Elixir 1.14 or newer, and run 'mix deps.get' with Hex"
-  quiet=(-qq -o Acquire::Retries=3 -o APT::Sandbox::User=root)
-  case " ${need[*]} " in *" elixir "*)
-    [ "$(id -u)" = 0 ] || missing "elixir is missing and only root can install it: apt-get install elixir"
-    ;;
-  esac
-  # Only root may; the lists may be there anyway.
+  # Only root may; without it the lists may be there anyway.
   [ "$(id -u)" != 0 ] || apt-get "${quiet[@]}" update
-  case " ${need[*]} " in *" elixir "*)
-    DEBIAN_FRONTEND=noninteractive apt-get "${quiet[@]}" install -y --no-install-recommends elixir >/dev/null
-    ;;
-  esac
+fi
+
+if [ "${need[0]:-}" = elixir ]; then
+  [ "$(id -u)" = 0 ] || missing "elixir is missing and only root can install it: apt-get install elixir"
+  DEBIAN_FRONTEND=noninteractive apt-get "${quiet[@]}" install -y --no-install-recommends elixir >/dev/null
 fi
 
 if ! have_deps; then

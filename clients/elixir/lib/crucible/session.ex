@@ -41,8 +41,8 @@ defmodule Crucible.Session do
 
   @doc """
   Starts a session. Options: `id`; `open`, a function to `{:ok, subject}` or `{:error, error}` that is run in the
-  session's process; `opened`, a function that is told `:ok` or that error; `order` and `limits` as in
-  `Crucible.Operations.new/2`; `service`, its full name; `lease_ms`; and `hold_ms`, how long an early call is held (10 s).
+  session's process; `opened`, which is told `:ok` or that error; `order` and `limits` as in `Crucible.Operations.new/2`;
+  `service`, its full name; `lease_ms`; and `hold_ms`, how long an early call is held (10 s).
   """
   def start_link(options),
     do: GenServer.start_link(__MODULE__, options, name: via(Keyword.fetch!(options, :id)))
@@ -63,10 +63,7 @@ defmodule Crucible.Session do
   @spec look(id, String.t()) :: {:ok, term, pos_integer} | {:error, Error.t()}
   def look(id, field \\ "session_id"), do: call(id, :look, field)
 
-  @doc """
-  Closes the session, ends its running operation where it may and else waits for it, until the session is gone with all it
-  holds; unknown is OK.
-  """
+  @doc "Ends the session: its running operation is stopped where it may be, else waited for. Unknown is OK."
   @spec close(id) :: :ok
   def close(id) do
     for {pid, _} <- Registry.lookup(Crucible.SessionRegistry, id) do

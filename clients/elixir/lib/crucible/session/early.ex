@@ -20,11 +20,13 @@ defmodule Crucible.Session.Early do
     Map.update(early, sequence, [held], &(&1 ++ [held]))
   end
 
-  @doc "The calls of a number, and the others."
+  @doc "The calls of a number whose callers still wait, and the others."
   @spec take(t, pos_integer) :: {[call], t}
   def take(early, sequence) do
     {held, others} = Map.pop(early, sequence, [])
-    {Enum.map(held, &let_go/1), others}
+    calls = Enum.map(held, &let_go/1)
+    # The end of a caller may not have been told yet.
+    {Enum.filter(calls, fn {{pid, _}, _, _, _} -> Process.alive?(pid) end), others}
   end
 
   @doc "All calls."
