@@ -13,8 +13,8 @@ defmodule Crucible.Proto do
   @max_depth 100
   # 32 MiB hold millions of messages of two bytes: reading them would take minutes, and gigabytes.
   @max_messages 512 * 1024
-  # A field that is read counts as the sixteenth part of a message, one that is unknown as a whole.
-  @message_parts 16
+  # A field that is read counts as the eighth part of a message, one that is unknown as a whole.
+  @message_parts 8
 
   @type message :: map
 
