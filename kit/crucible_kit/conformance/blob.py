@@ -15,7 +15,7 @@ from crucible.type.v1 import tensor_pb2
 from crucible_kit.chunks import CHUNK_BYTES, crc32
 from crucible_kit.conformance.chunks import StalledCall, check_bytes, read_chunks, some_bytes
 from crucible_kit.conformance.context import Context
-from crucible_kit.conformance.expect import check, check_equal, check_refused, collect
+from crucible_kit.conformance.expect import check, check_equal, check_refused, collect, one_by_one
 from crucible_kit.conformance.paging import Page, check_pages
 from crucible_kit.conformance.requirement import Samples, Stage, Suite
 from crucible_kit.conformance.settings import SuiteSettings
@@ -209,7 +209,7 @@ async def _what_is_no_key(context: Blobs) -> None:
             "WriteBlob": write(context, key, b"x"),
             "DeleteBlob": context.stub.DeleteBlob(pb.DeleteBlobRequest(key=key)),
         }
-        for name, call in calls.items():
+        for name, call in one_by_one(calls):
             await check_refused(call, "INVALID_ARGUMENT", "FIELD_INVALID", what=f"{name} of {key!r}")
 
 
@@ -235,7 +235,7 @@ async def _keys_of_any_letters(context: Blobs) -> None:
     quote="ListBlobs lists blobs by prefix, sorted by key.",
 )
 async def _lists(context: Blobs) -> None:
-    names = ["b", "x/c", "x-", "x.b", "B", "x/a"]
+    names = ["b", "x/c", "x-", "x.b", "B", "C", "x/a"]
     folder = await _folder_of(context, names)
     expected = sorted(f"{folder}/{name}" for name in names)
     response = await context.stub.ListBlobs(pb.ListBlobsRequest(prefix=f"{folder}/"))

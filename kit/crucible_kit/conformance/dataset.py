@@ -14,7 +14,7 @@ from pydantic import Field
 
 from crucible.port.dataset.v1 import dataset_pb2 as pb
 from crucible_kit.conformance.context import Context
-from crucible_kit.conformance.expect import CheckSkipped, check, check_equal, check_ids, check_refused
+from crucible_kit.conformance.expect import CheckSkipped, check, check_equal, check_ids, check_refused, one_by_one
 from crucible_kit.conformance.requirement import Samples, Stage, Suite
 from crucible_kit.conformance.settings import SuiteSettings
 
@@ -138,14 +138,14 @@ async def _not_there(context: Datasets) -> None:
             "FindDataset": context.stub.FindDataset(pb.FindDatasetRequest(source=each)),
             "OpenDataset": context.stub.OpenDataset(pb.OpenDatasetRequest(source=each)),
         }
-        for method, call in calls.items():
+        for method, call in one_by_one(calls):
             await check_refused(call, "NOT_FOUND", "DATASET_NOT_FOUND", what=f"{method} of {what}")
     await _check_closed(context, "no-handle-is-called-so", "an unknown handle")
 
 
 async def _check_closed(context: Datasets, dataset_id: str, what: str) -> None:
     described = context.stub.GetDatasetInfo(pb.GetDatasetInfoRequest(dataset_id=dataset_id))
-    for method, call in (("GetDatasetInfo", described), ("ReadRows", read_json(context, dataset_id))):
+    for method, call in one_by_one({"GetDatasetInfo": described, "ReadRows": read_json(context, dataset_id)}):
         await check_refused(call, "NOT_FOUND", "DATASET_NOT_FOUND", what=f"{method} of {what}")
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from crucible.port.deployment.v1 import deployment_pb2 as pb
 from crucible_kit.conformance.context import Context
-from crucible_kit.conformance.expect import CheckFailed, check, check_close, check_equal, check_refused
+from crucible_kit.conformance.expect import CheckFailed, check, check_close, check_equal, check_refused, one_by_one
 from crucible_kit.conformance.paging import Page, all_keys, check_pages
 from crucible_kit.conformance.requirement import Samples, Suite
 from crucible_kit.conformance.settings import SuiteSettings
@@ -217,7 +217,7 @@ async def _missing(context: Deployments) -> None:
         "CheckHealth": context.stub.CheckHealth(pb.CheckHealthRequest(deployment_id=name)),
         "GetDeploymentMetrics": context.stub.GetDeploymentMetrics(pb.GetDeploymentMetricsRequest(deployment_id=name)),
     }
-    for what, call in calls.items():
+    for what, call in one_by_one(calls):
         await check_refused(call, "NOT_FOUND", "DEPLOYMENT_NOT_FOUND", what=f"{what} of an unknown deployment")
 
 
@@ -258,7 +258,7 @@ async def _etags(context: Deployments) -> None:
         "SetTrafficWeight": weigh(context, name, 9.0, old.etag),
         "TerminateDeployment": terminate(context, name, old.etag),
     }
-    for what, call in calls.items():
+    for what, call in one_by_one(calls):
         await check_refused(call, "ABORTED", "ETAG_MISMATCH", what=f"{what} with an older etag")
     check_equal(await get(context, name), now, "the deployment after refused changes")
 
@@ -299,7 +299,7 @@ async def _terminates(context: Deployments) -> None:
         "UpdateDeployment": update(context, first.deployment_id, replicas=2),
         "SetTrafficWeight": weigh(context, first.deployment_id, 1.0),
     }
-    for what, call in calls.items():
+    for what, call in one_by_one(calls):
         await check_refused(call, "FAILED_PRECONDITION", "DEPLOYMENT_TERMINATED", what=f"{what} of an ended one")
     health = await context.stub.CheckHealth(pb.CheckHealthRequest(deployment_id=first.deployment_id))
     check_equal(health.health, pb.HEALTH_UNHEALTHY, "the health of an ended one")
@@ -320,10 +320,11 @@ async def _lists(context: Deployments) -> None:
     everything = await all_keys(pages(context, endpoint, include_terminated=True), 2)
     check_equal(everything, made[::-1], "the deployments with those that are ended")
     token = (await pages(context, endpoint)(1, "")).next_token
-    for what, call in (
-        ("another endpoint", pages(context, context.name())(1, token)),
-        ("nobody", pages(context, endpoint)(1, "no-token-of-yours")),
-    ):
+    calls = {
+        "another endpoint": pages(context, context.name())(1, token),
+        "nobody": pages(context, endpoint)(1, "no-token-of-yours"),
+    }
+    for what, call in one_by_one(calls):
         await check_refused(call, "INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", what=f"the token of {what}")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import AsyncIterable, Awaitable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Iterator, Mapping, Sequence
 from typing import Any
 
 from crucible_kit.errors import KitchenError
@@ -62,6 +63,18 @@ def check_ids(got: Sequence[Any], expected: Sequence[Any], what: str) -> None:
             raise CheckFailed(f"{what}[{place}] to be {other!r}", repr(one))
     if len(got) != len(expected):
         raise CheckFailed(f"{what} to have {len(expected)} entries", len(got))
+
+
+def one_by_one(calls: Mapping[str, Awaitable[Any]]) -> Iterator[tuple[str, Awaitable[Any]]]:
+    """The calls, which begin when they are awaited; those that a failure keeps from it are given up quietly."""
+    rest = dict(calls)
+    try:
+        for name in list(rest):
+            yield name, rest.pop(name)
+    finally:
+        for call in rest.values():
+            if inspect.iscoroutine(call):
+                call.close()
 
 
 async def check_refused(call: Awaitable[Any], code: str, *reasons: str, what: str = "the call") -> KitchenError:

@@ -15,7 +15,7 @@ from crucible.port.hub.v1 import hub_pb2 as pb
 from crucible_kit.chunks import CHUNK_BYTES
 from crucible_kit.conformance.chunks import EDGES, StalledCall, check_bytes, read_chunks, some_bytes
 from crucible_kit.conformance.context import Context
-from crucible_kit.conformance.expect import CheckSkipped, check, check_equal, check_refused
+from crucible_kit.conformance.expect import CheckSkipped, check, check_equal, check_refused, one_by_one
 from crucible_kit.conformance.paging import Page, all_keys, check_pages
 from crucible_kit.conformance.requirement import Samples, Suite
 from crucible_kit.conformance.settings import SuiteSettings
@@ -146,7 +146,7 @@ async def _revisions(context: Hub) -> None:
     listed = await files(context, ref(context))
     check_equal(await files(context, resolved), listed, "the files of the resolved revision")
     other = ref(context, "no-such-revision")
-    for what, call in _reads(context, other, listed[0][0]).items():
+    for what, call in one_by_one(_reads(context, other, listed[0][0])):
         await check_refused(call, "NOT_FOUND", "REVISION_NOT_FOUND", what=f"{what} of an unknown revision")
 
 
@@ -156,7 +156,7 @@ async def _revisions(context: Hub) -> None:
     quote="NOT_FOUND REPO_NOT_FOUND, REVISION_NOT_FOUND or HUB_FILE_NOT_FOUND",
 )
 async def _unknown_repositories(context: Hub) -> None:
-    for what, call in _reads(context, pb.RepoRef(repo=_MISSING), "config.json").items():
+    for what, call in one_by_one(_reads(context, pb.RepoRef(repo=_MISSING), "config.json")):
         await check_refused(call, "NOT_FOUND", "REPO_NOT_FOUND", what=f"{what} of an unknown repository")
 
 
@@ -194,7 +194,7 @@ async def _tokens(context: Hub) -> None:
         resolved = (await info(context, ref(context))).ref
         token = (await pages(context, ref(context))(1, "")).next_token
         calls["the token of another revision"] = pages(context, resolved)(1, token)
-    for what, call in calls.items():
+    for what, call in one_by_one(calls):
         await check_refused(call, "INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", what=what)
 
 

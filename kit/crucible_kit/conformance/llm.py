@@ -13,7 +13,7 @@ from crucible.port.llm.v1 import llm_pb2 as pb
 from crucible.type.v1 import message_pb2, usage_pb2
 from crucible_kit.adapter import to_struct
 from crucible_kit.conformance.context import Context
-from crucible_kit.conformance.expect import CheckSkipped, check, check_equal, check_refused, collect
+from crucible_kit.conformance.expect import CheckSkipped, check, check_equal, check_refused, collect, one_by_one
 from crucible_kit.conformance.paging import Page, all_keys, check_names
 from crucible_kit.conformance.requirement import Samples, Suite
 from crucible_kit.conformance.settings import SuiteSettings
@@ -187,7 +187,7 @@ async def _refuses(context: LLM) -> None:
         "a message of an unknown role": chat(context, robot, user("Hello.")),
         "a choice of tools without tools": chat(context, tool_choice=pb.ToolChoice(mode=pb.ToolChoice.MODE_AUTO)),
     }
-    for what, call in cases.items():
+    for what, call in one_by_one(cases):
         await check_refused(call, "INVALID_ARGUMENT|UNIMPLEMENTED", "FIELD_INVALID", "CAPABILITY_MISSING", what=what)
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from crucible.port.python_bridge.v1 import python_bridge_pb2 as pb
 from crucible.type.v1 import tensor_pb2
 from crucible_kit.conformance.context import Context
-from crucible_kit.conformance.expect import CheckFailed, CheckSkipped, check, check_equal, check_refused
+from crucible_kit.conformance.expect import CheckFailed, CheckSkipped, check, check_equal, check_refused, one_by_one
 from crucible_kit.conformance.paging import Page, all_keys, check_names
 from crucible_kit.conformance.requirement import Samples, Stage, Suite
 from crucible_kit.conformance.settings import SuiteSettings
@@ -252,7 +252,7 @@ async def _bad_arguments(context: Bridges) -> None:
         "an unknown name": call(context, session_id, context.settings.echo, one, kwargs={"no_name": one}),
         "a tensor with too few bytes": call(context, session_id, context.settings.echo, pb.Value(tensor=tensor)),
     }
-    for what, refused in cases.items():
+    for what, refused in one_by_one(cases):
         await check_refused(refused, "INVALID_ARGUMENT", "ARGUMENT_UNPARSEABLE", what=what)
 
 

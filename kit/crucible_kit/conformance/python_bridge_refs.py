@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import Any
 
 from crucible.port.python_bridge.v1 import python_bridge_pb2 as pb
-from crucible_kit.conformance.expect import check, check_equal, check_refused, collect
+from crucible_kit.conformance.expect import check, check_equal, check_refused, collect, one_by_one
 from crucible_kit.conformance.python_bridge import (
     SUITE,
     Bridges,
@@ -54,7 +54,7 @@ async def _releases(context: Bridges) -> None:
             "GetAttribute": attribute(context, session_id, each),
             "an argument": echo(context, session_id, pb.Value(ref=each)),
         }
-        for what, refused in calls.items():
+        for what, refused in one_by_one(calls):
             await check_refused(refused, "NOT_FOUND", "REF_NOT_FOUND", what=f"{what} of {which}")
     check_equal(await advance(context, session_id, kept), 2, "another object after that")
 
@@ -73,7 +73,7 @@ async def _of_others(context: Bridges) -> None:
         "an argument": echo(context, mine, pb.Value(ref=ref)),
         "ReleaseRef": context.stub.ReleaseRef(pb.ReleaseRefRequest(session_id=mine, ref=ref)),
     }
-    for what, refused in calls.items():
+    for what, refused in one_by_one(calls):
         await check_refused(
             refused, "PERMISSION_DENIED", "REF_OF_OTHER_SESSION", what=f"{what} of another session's reference"
         )

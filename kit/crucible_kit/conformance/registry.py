@@ -12,7 +12,7 @@ from pydantic import Field
 
 from crucible.port.registry.v1 import registry_pb2 as pb
 from crucible_kit.conformance.context import Context
-from crucible_kit.conformance.expect import check, check_equal, check_refused
+from crucible_kit.conformance.expect import check, check_equal, check_refused, one_by_one
 from crucible_kit.conformance.paging import Page, all_keys, check_pages
 from crucible_kit.conformance.requirement import Samples, Stage, Suite
 from crucible_kit.conformance.settings import SuiteSettings
@@ -212,7 +212,7 @@ async def _not_there(context: Registry) -> None:
         "PromoteVersion": promote(context, name, pb.VERSION_STAGE_STAGING),
         "AddArtifact": add(context, name, name="a", uri="file:///a"),
     }
-    for what, call in calls.items():
+    for what, call in one_by_one(calls):
         await check_refused(call, "NOT_FOUND", "VERSION_NOT_FOUND", what=f"{what} of an unknown version")
     await check_refused(get(context), "INVALID_ARGUMENT", "FIELD_INVALID", what="GetVersion by nothing")
     check_equal(await lineage(context, (MODEL, name)), [], "the lineage of an unknown node")

@@ -19,6 +19,7 @@ from crucible_kit.conformance.settings import SuiteSettings
 from crucible_kit.conformance.suites import requirements_of, suite_of
 from crucible_kit.conformance.timing import timing_advice
 from crucible_kit.errors import DeadlineExceededError, KitchenError, UnavailableError, field_error
+from crucible_kit.outcomes import task_is_cancelled
 from crucible_kit.settings import parse_settings, unknown_key
 
 logger = logging.getLogger(__name__)
@@ -128,12 +129,16 @@ async def _judged(requirement: Requirement, context: Context[Any]) -> dict[str, 
         if not clock.expired():
             return _broke(requirement, bad, error)
         return {"verdict": bad, "expected": f"an end within {limit:g} s", "got": "none: some call hangs"}
+    except asyncio.CancelledError as error:
+        if task_is_cancelled():
+            raise
+        return _broke(requirement, bad, error)
     except Exception as error:
         return _broke(requirement, bad, error)
     return {"verdict": Verdict.PASSED}
 
 
-def _broke(requirement: Requirement, bad: Verdict, error: Exception) -> dict[str, Any]:
+def _broke(requirement: Requirement, bad: Verdict, error: BaseException) -> dict[str, Any]:
     """An answer that the check could not even read."""
     logger.debug("%s broke", requirement.id, exc_info=error)
     got = shorten(f"one that breaks the check: {type(error).__name__}: {error}")

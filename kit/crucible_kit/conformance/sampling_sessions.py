@@ -6,7 +6,7 @@ import asyncio
 import uuid
 
 from crucible.port.sampling.v1 import sampling_pb2 as pb
-from crucible_kit.conformance.expect import check, check_equal, check_refused, collect
+from crucible_kit.conformance.expect import check, check_equal, check_refused, collect, one_by_one
 from crucible_kit.conformance.requirement import Stage
 from crucible_kit.conformance.sampling import (
     PROMPT,
@@ -75,7 +75,7 @@ async def _closed(context: Sampling) -> None:
         "AwaitOperation": session.poll(operation.id),
         "CancelOperation": context.stub.CancelOperation(cancel),
     }
-    for name, call in calls.items():
+    for name, call in one_by_one(calls):
         await check_refused(call, "NOT_FOUND", "SESSION_NOT_FOUND", what=f"{name} of a closed session")
 
 
@@ -132,10 +132,11 @@ async def _awaits(context: Sampling) -> None:
     check_equal(await session.poll(operation.id), result, "the answer of a further AwaitOperation")
     scored = (await context.stub.ComputeLogprobs(session.score_request(PROMPT))).operation
     check_equal((await session.result(scored)).WhichOneof("result"), "logprobs", "the kind of result")
-    for what, call in (
-        ("an unknown operation", session.poll("no-operation-is-called-so")),
-        ("another session's operation", other.poll(operation.id)),
-    ):
+    calls = {
+        "an unknown operation": session.poll("no-operation-is-called-so"),
+        "another session's operation": other.poll(operation.id),
+    }
+    for what, call in one_by_one(calls):
         await check_refused(call, "NOT_FOUND", "OPERATION_NOT_FOUND", what=what)
     cancel = pb.CancelOperationRequest(session_id=session.id, operation_id=operation.id)
     check_equal(

@@ -11,7 +11,7 @@ from pydantic import Field
 from crucible.port.tokenizer.v1 import tokenizer_pb2 as pb
 from crucible.type.v1 import message_pb2
 from crucible_kit.conformance.context import Context
-from crucible_kit.conformance.expect import CheckSkipped, check, check_equal, check_refused
+from crucible_kit.conformance.expect import CheckSkipped, check, check_equal, check_refused, one_by_one
 from crucible_kit.conformance.requirement import Samples, Suite
 from crucible_kit.conformance.settings import SuiteSettings, builtin_folder
 from crucible_kit.tensors import pack_tokens, unpack_tokens
@@ -166,7 +166,7 @@ async def _unknown(context: Tokenizer) -> None:
             pb.ApplyChatTemplateRequest(tokenizer=name, conversations=[CHAT])
         ),
     }
-    for what, call in calls.items():
+    for what, call in one_by_one(calls):
         await check_refused(call, "NOT_FOUND", "TOKENIZER_NOT_FOUND", what=f"{what} of an unknown tokenizer")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from crucible.port.training.v1 import training_pb2 as pb
 from crucible.type.v1 import datum_pb2, tensor_pb2
-from crucible_kit.conformance.expect import check, check_equal, check_refused
+from crucible_kit.conformance.expect import check, check_equal, check_refused, one_by_one
 from crucible_kit.conformance.requirement import Samples, Stage
 from crucible_kit.conformance.training_session import (
     LOSS,
@@ -140,7 +140,7 @@ async def _closed_session(context: Training) -> None:
             "AwaitOperation": each.poll(operation.id),
             "CancelOperation": context.stub.CancelOperation(cancel),
         }
-        for name, call in calls.items():
+        for name, call in one_by_one(calls):
             await check_refused(call, "NOT_FOUND", "SESSION_NOT_FOUND", what=f"{name} of {which}")
 
 

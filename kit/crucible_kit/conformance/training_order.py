@@ -9,7 +9,7 @@ from typing import Any
 
 from crucible.port.training.v1 import training_pb2 as pb
 from crucible.type.v1 import operation_pb2
-from crucible_kit.conformance.expect import CheckSkipped, check, check_equal, check_refused
+from crucible_kit.conformance.expect import CheckSkipped, check, check_equal, check_refused, one_by_one
 from crucible_kit.conformance.training_session import (
     ENDED,
     LOSS,
@@ -73,7 +73,7 @@ async def _reused_numbers(context: Training) -> None:
         "another method": session.send_step(sequence=1),
         "another learning rate": session.send_step(sequence=2, learning_rate=0.5),
     }
-    for what, call in calls.items():
+    for what, call in one_by_one(calls):
         await check_refused(call, "INVALID_ARGUMENT", "SEQUENCE_REUSED", what=f"a used number with {what}")
     check_equal(await session.info(), before, "the session after refused repeats")
 
@@ -292,7 +292,7 @@ async def _unknown_operations(context: Training) -> None:
         "AwaitOperation of another session's operation": session.poll(operation.id),
         "CancelOperation of an unknown id": context.stub.CancelOperation(cancel),
     }
-    for what, call in calls.items():
+    for what, call in one_by_one(calls):
         await check_refused(call, "NOT_FOUND", "OPERATION_NOT_FOUND", what=what)
 
 

@@ -15,7 +15,7 @@ from crucible.port.vector.v1 import vector_pb2 as pb
 from crucible.type.v1 import tensor_pb2
 from crucible_kit.adapter import to_struct
 from crucible_kit.conformance.context import Context
-from crucible_kit.conformance.expect import check, check_equal, check_refused
+from crucible_kit.conformance.expect import check, check_equal, check_refused, one_by_one
 from crucible_kit.conformance.paging import Page, all_keys
 from crucible_kit.conformance.requirement import Samples, Suite
 from crucible_kit.conformance.settings import SuiteSettings
@@ -195,7 +195,7 @@ async def _missing(context: Vectors) -> None:
         "DeleteItems": context.stub.DeleteItems(pb.DeleteItemsRequest(collection=name, ids=["a"])),
         "DeleteCollection": context.stub.DeleteCollection(pb.DeleteCollectionRequest(name=name)),
     }
-    for what, call in calls.items():
+    for what, call in one_by_one(calls):
         await check_refused(call, "NOT_FOUND", "COLLECTION_NOT_FOUND", what=f"{what} of a deleted collection")
     await context.stub.DeleteCollection(pb.DeleteCollectionRequest(name=name, allow_missing=True))
     again = pb.CreateCollectionRequest(collection=pb.Collection(name=name))
@@ -260,7 +260,7 @@ async def _all_or_nothing(context: Vectors) -> None:
         "a list in metadata": upsert(context, name, ["a", "b"], vectors, metadatas=[{}, {"x": [1]}]),
         "NaN": upsert(context, name, ["a", "b"], broken),
     }
-    for what, call in calls.items():
+    for what, call in one_by_one(calls):
         await check_refused(call, "INVALID_ARGUMENT", "FIELD_INVALID", what=f"UpsertItems with {what}")
     check_equal(await items(context, name), [], "the items after refused calls")
 
@@ -281,7 +281,7 @@ async def _other_lengths(context: Vectors) -> None:
             "UpsertItems": upsert(context, name, ["b"], np.eye(1, DIMENSION + 1)),
             "QueryItems": query(context, name, np.eye(1, DIMENSION - 1)),
         }
-        for what, call in calls.items():
+        for what, call in one_by_one(calls):
             await check_refused(call, "INVALID_ARGUMENT", "DIMENSION_MISMATCH", what=f"{what} of another length")
     short = to_tensor(np.eye(1, DIMENSION, dtype=np.float32))
     short.dense = short.dense[:-1]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crucible.port.vector.v1 import vector_pb2 as pb
-from crucible_kit.conformance.expect import check, check_equal, check_refused
+from crucible_kit.conformance.expect import check, check_equal, check_refused, one_by_one
 from crucible_kit.conformance.paging import check_pages
 from crucible_kit.conformance.vector import (
     DIMENSION,
@@ -150,11 +150,12 @@ async def _no_filters(context: Vectors) -> None:
         "equal to a list": condition("t", "EQUAL", ["a"]),
     }
     for what, matching in cases.items():
-        for call in (
-            items(context, name, filter=matching),
-            query(context, name, np.eye(1, DIMENSION), filter=matching),
-        ):
-            await check_refused(call, "INVALID_ARGUMENT", "FIELD_INVALID", what=f"a filter of {what}")
+        calls = {
+            "ListItems": items(context, name, filter=matching),
+            "QueryItems": query(context, name, np.eye(1, DIMENSION), filter=matching),
+        }
+        for method, call in one_by_one(calls):
+            await check_refused(call, "INVALID_ARGUMENT", "FIELD_INVALID", what=f"{method} with a filter of {what}")
 
 
 @SUITE.requirement(
@@ -186,7 +187,7 @@ async def _tokens(context: Vectors) -> None:
         "another filter": pages(context, name, filter=condition("x", "NOT_EQUAL", 1))(1, token),
         "nobody": pages(context, name)(1, "no-token-of-yours"),
     }
-    for what, call in calls.items():
+    for what, call in one_by_one(calls):
         await check_refused(call, "INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", what=f"the token of {what}")
 
 

@@ -1,0 +1,1 @@
+"""Adapters that break one requirement each, on purpose."""
