@@ -18,7 +18,8 @@ import pytest
 from crucible.kitchen.v1 import event_pb2
 from crucible.port.metrics.v1 import metrics_pb2
 from crucible_client import KitchenClient
-from tests.system.harness import SMALL, Server, checkpoint_folder, serving, tensor_files
+from tests.contract.processes import HAS_NODE, TYPESCRIPT
+from tests.system.harness import SMALL, Server, checkpoint_folder, children, serving, tensor_files
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = """
@@ -181,3 +182,47 @@ async def test_a_server_that_is_started_again_is_found_by_the_adapter(
             losses = await steps_of(kitchen, run_id)
         assert adapter.process.poll() is None
     assert (files, losses) == expected
+
+
+@pytest.mark.skipif(not HAS_NODE, reason="node or its packages are not installed")
+async def test_stores_in_two_languages_are_killed_under_one_run(
+    expected: object, rows: Path, tmp_path: Path, kitchen_address: str
+):
+    """Blobs in Node, a program that the server starts; metrics in Python, which dialled out."""
+    manifest = tmp_path / "kitchen.yaml"
+    blob = {
+        "adapter": f"exec:node {TYPESCRIPT / 'blob_store.mjs'}",
+        "options": {"root": str(tmp_path / "blobs")},
+    }
+    manifest.write_text(json.dumps({"ports": {"blob": blob, "metrics": "attach:laptop"}}))
+    with (
+        serving(tmp_path / "data", "--listen", kitchen_address, "--manifest", str(manifest)) as kitchen_server,
+        stores(tmp_path / "stores", kitchen_address) as adapter,
+    ):
+        adapter.attached()
+        async with KitchenClient.connect(kitchen_server.address) as kitchen:
+            run_id = await run_small(kitchen, rows)
+            saved = 0
+            async for event in kitchen.watch(run_id):
+                saved += event.HasField("checkpoint_saved")
+                if event.HasField("checkpoint_saved") and saved == 1:
+                    [node] = [pid for pid in children(kitchen_server.process.pid) if _is_node(pid)]
+                    os.kill(node, signal.SIGKILL)
+                if event.HasField("step_completed") and event.step == 3:
+                    adapter.end(signal.SIGKILL)
+                if event.HasField("step_completed") and event.step == 5:
+                    adapter.start()
+                    break
+            files = await finished(kitchen, run_id)
+            assert adapter.attached() == {"crucible": 1, "address": kitchen_address}
+            losses = await steps_of(kitchen, run_id)
+            # The log feeds a metrics store that comes back late.
+            while len(losses) < SMALL["max_steps"]:
+                losses = await steps_of(kitchen, run_id)
+        assert list((tmp_path / "blobs").rglob(run_id))
+        assert not (tmp_path / "data" / "blobs").exists()
+    assert (files, losses) == expected
+
+
+def _is_node(pid: int) -> bool:
+    return b"blob_store.mjs" in Path(f"/proc/{pid}/cmdline").read_bytes()
