@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import grpc
 
 from crucible_kit.adapter import AdapterContext
-from crucible_kit.errors import field_error
+from crucible_kit.tls import TlsFields, server_credentials
 from crucible_kitchen import catalog
 from crucible_kitchen.administration import AdapterAdministration, PortUsers
 from crucible_kitchen.api.access import Tokens
@@ -32,6 +30,7 @@ STORE_FILE = "kitchen.db"
 SECRET_FILE = "clients.key"
 # For calls that are still there when the runs have drained, such as watches whose clients don't read.
 _CALL_GRACE_SECONDS = 5.0
+_TLS_FIELDS = TlsFields(ca="tls_client_ca", cert="tls_cert", key="tls_key")
 
 
 class KitchenServer:
@@ -124,26 +123,6 @@ class KitchenServer:
 def _credentials(options: ServerOptions) -> grpc.ServerCredentials | None:
     if options.tls_cert is None or options.tls_key is None:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        # gRPC takes bad PEM without a word and then fails every handshake.
-        # The password keeps OpenSSL from asking on the terminal.
-        context.load_cert_chain(options.tls_cert, options.tls_key, password="")
-        if options.tls_client_ca is not None:
-            context.load_verify_locations(options.tls_client_ca)
-    except (OSError, ssl.SSLError) as error:
-        raise field_error(
-            "tls_cert",
-            f"cannot be used with tls_key and tls_client_ca ({error}): all three are PEM files",
-            reason="CONFIG_INVALID",
-        ) from error
-    authority = None if options.tls_client_ca is None else _read(options.tls_client_ca)
-    return grpc.ssl_server_credentials(
-        [(_read(options.tls_key), _read(options.tls_cert))],
-        root_certificates=authority,
-        require_client_auth=authority is not None,
+    return server_credentials(
+        cert=options.tls_cert, key=options.tls_key, client_ca=options.tls_client_ca, fields=_TLS_FIELDS
     )
-
-
-def _read(path: Path) -> bytes:
-    return path.read_bytes()

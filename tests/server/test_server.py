@@ -41,7 +41,7 @@ def journal(monkeypatch: pytest.MonkeyPatch) -> Journal:
 
     class Ports(FakeAdapters):
         @classmethod
-        def open(cls, manifest: Path | None, context: Any) -> Ports:
+        def open(cls, manifest: Path | None, context: Any, **_: Any) -> Ports:
             happened.append("ports open")
             return cls()
 

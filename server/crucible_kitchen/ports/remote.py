@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable
-from pathlib import Path
 
 import grpc
 
 from crucible.adapter.v1 import adapter_pb2
 from crucible_kit.channel import Channel, connect
-from crucible_kit.errors import DeadlineExceededError, KitchenError, UnavailableError
+from crucible_kit.errors import DeadlineExceededError, InvalidArgumentError, KitchenError, UnavailableError
+from crucible_kit.tls import TlsFields, client_credentials
 from crucible_kitchen.ports.binding import Opened, Opening
 from crucible_kitchen.ports.handshake import HANDSHAKE_SECONDS, Configurator, Settings, adapter_unavailable, get_info
-from crucible_kitchen.ports.mapping import TlsFiles
 from crucible_kitchen.ports.single_flight import SingleFlight
 
 # Reasons of calls that did not get through to the adapter, or whose answer did not come back.
 LOST_REASONS = frozenset({"UNAVAILABLE", "CONNECTION_LOST", "ADAPTER_UNAVAILABLE", "ADAPTER_DETACHED"})
 NOT_CONFIGURED = "NOT_CONFIGURED"
+_TLS_FIELDS = TlsFields(ca="tls.ca", cert="tls.cert", key="tls.key")
 
 
 class RemoteAdapter:
@@ -154,28 +153,10 @@ def open_grpc(opening: Opening) -> Opened:
 
 def check_grpc(opening: Opening) -> grpc.ChannelCredentials | None:
     """The credentials of a grpc: mapping; None: plain text. Raises MANIFEST_INVALID for files that can't be used."""
-    return None if opening.mapping.tls is None else _credentials(opening, opening.mapping.tls)
-
-
-def _credentials(opening: Opening, tls: TlsFiles) -> grpc.ChannelCredentials:
-    # gRPC takes bad PEM without a word and then fails every handshake.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls = opening.mapping.tls
+    if tls is None:
+        return None
     try:
-        if tls.ca is not None:
-            context.load_verify_locations(tls.ca)
-        if tls.cert is not None:
-            # The password keeps OpenSSL from asking on the terminal.
-            context.load_cert_chain(tls.cert, tls.key, password="")
-        return grpc.ssl_channel_credentials(
-            root_certificates=_read(tls.ca), private_key=_read(tls.key), certificate_chain=_read(tls.cert)
-        )
-    except (OSError, ssl.SSLError) as error:
-        files = ", ".join(
-            f"{name} {path}" for name in ("ca", "cert", "key") if (path := getattr(tls, name)) is not None
-        )
-        problem = f"can't be reached with the files of tls ({files}): {error}; they are PEM files, and key is cert's"
-        raise opening.refused(problem) from error
-
-
-def _read(path: Path | None) -> bytes | None:
-    return None if path is None else path.read_bytes()
+        return client_credentials(ca=tls.ca, cert=tls.cert, key=tls.key, fields=_TLS_FIELDS)
+    except InvalidArgumentError as error:
+        raise opening.refused(f"can't be reached: {error.message}") from error
