@@ -173,6 +173,7 @@ defmodule Crucible.SessionTest do
     waiting = Task.async(fn -> Session.await(id, second.id, 30_000) end)
     first_result = Task.async(fn -> Session.await(id, first.id, 30_000) end)
     wait_until_held(pid, 1)
+    wait_until(pid, &(map_size(&1.waiting) == 2))
     task = running(1)
     closing = Task.async(fn -> Session.close(id) end)
     assert {:ok, %{state: :OPERATION_STATE_CANCELLED}} = Task.await(waiting)
@@ -206,9 +207,11 @@ defmodule Crucible.SessionTest do
     if count == 0, do: wait_until_asked(pid)
   end
 
-  defp wait_until_held(pid, count) do
-    held = :sys.get_state(pid).early |> Map.values() |> Enum.map(&length/1) |> Enum.sum()
-    if held != count, do: wait_until_held(pid, count)
+  defp wait_until_held(pid, count),
+    do: wait_until(pid, &(&1.early |> Map.values() |> List.flatten() |> length() == count))
+
+  defp wait_until(pid, condition) do
+    unless condition.(:sys.get_state(pid)), do: wait_until(pid, condition)
   end
 
   describe "the table" do
