@@ -26,7 +26,7 @@ from crucible_kit.conformance.blob import (
 from crucible_kit.conformance.chunks import EDGES, LARGE_EDGES, StalledCall, check_bytes, some_bytes
 from crucible_kit.conformance.expect import check, check_equal, check_refused
 
-_STALL_SECONDS = 0.3
+_STALL_SECONDS = 0.2
 
 
 @SUITE.requirement(

@@ -27,7 +27,7 @@ _WINDOW = 64
 _RESULTS_KEPT = 64
 # Longer than a call that is too early is held.
 _HELD_TIMEOUT = 60.0
-_SHORT_SECONDS = 0.3
+_SHORT_SECONDS = 0.2
 _MANY_CALLS = 100
 
 

@@ -22,6 +22,7 @@ from crucible_kit.conformance.training_session import (
 # More targets would take long with a real model's vocabulary.
 _MOST_TARGETS = 4096
 _STEPS = 5
+_LARGE_NORM = 1e30
 
 
 @SUITE.requirement(
@@ -249,6 +250,11 @@ async def _too_large(context: Training) -> None:
     response = await session.ended(await session.send_step())
     reason = response.operation.failure.reason
     if not reason:
+        # Wider numbers may hold it; then the step is what it says.
+        norm = response.optim_step.grad_norm
+        check(_LARGE_NORM < norm < math.inf, "a grad_norm as large as weights of 3e38 make it, or NUMERIC_ERROR", norm)
+        after = await session.logprobs(data)
+        check(bool(np.isfinite(after).all()), "finite logprobs after a step", after.tolist())
         raise CheckSkipped("the adapter's gradients are finite where float32 would overflow")
     check(reason in ("NUMERIC_ERROR", "GRADIENTS_INVALID"), "NUMERIC_ERROR of a step that is not finite", reason)
     check_same_logprobs(context, await session.logprobs(data), before, "logprobs after the failed step")

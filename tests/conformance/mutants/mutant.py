@@ -24,6 +24,7 @@ class Mutant:
         red: requirements that must fail.
         others: how many more may fail because they meet the same defect.
         settings: of the suite.
+        transport: the defect is about every port: all requirements are looked at.
     """
 
     defect: str
@@ -32,6 +33,7 @@ class Mutant:
     red: tuple[str, ...]
     others: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    transport: bool = False
 
     def __str__(self) -> str:
         return f"{self.port}: {self.defect}"

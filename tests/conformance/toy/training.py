@@ -111,7 +111,9 @@ class ToyTraining(training_pb2_grpc.TrainingServiceServicer):
 
         def work() -> tuple[str, pb.ForwardResult]:
             result = self.forward(session, rows)
-            self.accumulate(session, sum(session.weights.gradient(r.tokens, r.targets, r.weights) for r in rows))
+            with np.errstate(over="ignore", invalid="ignore"):
+                gradient = sum(session.weights.gradient(row.tokens, row.targets, row.weights) for row in rows)
+                self.accumulate(session, gradient)
             return "forward", result
 
         operation = await session.operations.submit(request, work, lambda: self.invalidate(session))
