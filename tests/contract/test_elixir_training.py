@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from crucible.port.training.v1 import training_pb2 as tp
 from crucible.port.training.v1 import training_pb2_grpc
-from crucible.type.v1 import datum_pb2, operation_pb2, tensor_pb2
+from crucible.type.v1 import operation_pb2
 from crucible_kit.channel import RemoteChannel, connect
 from crucible_kit.chunks import CHUNK_BYTES, crc32, sha256_file
 from crucible_kit.errors import (
@@ -28,18 +28,15 @@ from crucible_kit.errors import (
     InvalidArgumentError,
     KitchenError,
     NotFoundError,
-    UnimplementedError,
-    from_rpc_error,
 )
-from crucible_kit.tensors import from_tensor, pack_tokens, to_tensor
+from crucible_kit.tensors import from_tensor
 from crucible_kit.training import TrainingSession
 from tests.contract.elixir import ElixirAdapter, needs_elixir
-from tests.contract.toy_reference import Sequence, ToyReference, first_weights
+from tests.contract.elixir_data import CROSS_ENTROPY, MODEL, VOCABULARY, random_data, to_proto
+from tests.contract.toy_reference import ToyReference, first_weights
 
 pytestmark = needs_elixir
 
-MODEL, VOCABULARY = "toy-64", 64
-CROSS_ENTROPY = tp.LossFunction(name="cross_entropy")
 ADAM = {"beta1": 0.8, "beta2": 0.9, "eps": 1e-7, "weight_decay": 0.1, "grad_clip_norm": 0.5}
 
 
@@ -65,28 +62,6 @@ async def channel(adapter: ElixirAdapter) -> AsyncIterator[RemoteChannel]:
 @pytest.fixture
 def stub(channel: RemoteChannel) -> Any:
     return training_pb2_grpc.TrainingServiceStub(channel)  # pyright: ignore[reportArgumentType]
-
-
-def random_data(lengths: list[int], *, seed: int = 0, vocabulary: int = VOCABULARY) -> list[Sequence]:
-    """Sequences with weights of any sign, every third 0."""
-    rng = np.random.default_rng(seed)
-    data = []
-    for length in lengths:
-        ids = rng.integers(0, vocabulary, length + 1).astype(np.int32)
-        weights = rng.normal(size=length).astype(np.float32)
-        weights[::3] = 0
-        data.append(Sequence(tokens=ids[:-1], targets=ids[1:], weights=weights))
-    return data
-
-
-def to_proto(data: list[Sequence]) -> list[datum_pb2.Datum]:
-    return [
-        datum_pb2.Datum(
-            model_input=datum_pb2.ModelInput(chunks=[datum_pb2.ModelInputChunk(tokens_int32=pack_tokens(each.tokens))]),
-            loss_fn_inputs={"target_tokens": to_tensor(each.targets), "weights": to_tensor(each.weights)},
-        )
-        for each in data
-    ]
 
 
 async def train(session: TrainingSession, steps: range, rate: float = 1e-2) -> list[tp.OptimStepResult]:
@@ -218,93 +193,6 @@ async def test_await_and_cancel_tell_the_state(stub: Any):
     with pytest.raises(NotFoundError) as caught:
         await stub.CancelOperation(request)
     assert caught.value.reason == "OPERATION_NOT_FOUND"
-
-
-FOUR = np.ones(4, np.float32)
-
-
-def _input(name: str, array: np.ndarray) -> Callable[[tp.ForwardBackwardRequest], None]:
-    return lambda request: request.data[1].loss_fn_inputs[name].CopyFrom(to_tensor(array))
-
-
-def _tokens(data: bytes) -> Callable[[tp.ForwardBackwardRequest], None]:
-    return lambda request: setattr(request.data[1].model_input.chunks[0], "tokens_int32", data)
-
-
-REFUSED: dict[str, tuple[Callable[[tp.ForwardBackwardRequest], object], str, str]] = {
-    "no data": (lambda r: r.ClearField("data"), "data", "required"),
-    "no sequence": (lambda r: r.ClearField("sequence"), "sequence", "at least 1"),
-    "unknown loss": (lambda r: setattr(r.loss_fn, "name", "mse"), "loss_fn.name", "cross_entropy"),
-    "parameter": (lambda r: r.loss_fn.parameters.update(a=1.0), "loss_fn.parameters['a']", "no parameters"),
-    "id too large": (
-        _tokens(pack_tokens([1, 64, 2, 3])),
-        "data[1].model_input.chunks[0].tokens_int32[1]",
-        "0 to 63",
-    ),
-    "odd bytes": (_tokens(b"abc"), "data[1].model_input.chunks[0].tokens_int32", "multiple of 4"),
-    "too long": (_tokens(pack_tokens([1] * 2049)), "data[1].model_input", "at most 2048"),
-    "float targets": (_input("target_tokens", FOUR), "data[1].loss_fn_inputs['target_tokens'].dtype", "int32 or int64"),
-    "short weights": (_input("weights", FOUR[:3]), "data[1].loss_fn_inputs['weights'].shape", "4 tokens"),
-    "NaN weight": (
-        _input("weights", np.array([1, np.nan, 1, 1], np.float32)),
-        "data[1].loss_fn_inputs['weights'][1]",
-        "nan: give finite",
-    ),
-    "missing input": (
-        lambda r: r.data[1].loss_fn_inputs.pop("weights"),
-        "data[1].loss_fn_inputs['weights']",
-        "missing",
-    ),
-    "extra input": (_input("advantages", FOUR), "data[1].loss_fn_inputs['advantages']", "not an input"),
-}
-
-
-async def test_bad_requests_name_the_field_and_use_no_number(stub: Any, channel: RemoteChannel):
-    session = await TrainingSession.create(stub, base_model=MODEL)
-    # Straight to the socket: the kit's channel refuses some of these on its own.
-    send = channel._channel.unary_unary("/crucible.port.training.v1.TrainingService/ForwardBackward")
-    for name, (change, field, fix) in REFUSED.items():
-        request = tp.ForwardBackwardRequest(
-            session_id=session.session_id,
-            sequence=1,
-            data=to_proto(random_data([4, 4])),
-            loss_fn=CROSS_ENTROPY,
-        )
-        change(request)
-        error = await refusal(send, request.SerializeToString())
-        assert isinstance(error, InvalidArgumentError), name
-        assert ([each.field for each in error.fields], error.reason) == ([field], "FIELD_INVALID"), name
-        assert fix in error.message, name
-    tensor = tensor_pb2.Tensor(dtype=tensor_pb2.D_TYPE_FLOAT32, shape=[4], dense=bytes(15))
-    request.data[1].CopyFrom(request.data[0])
-    request.data[1].loss_fn_inputs["weights"].CopyFrom(tensor)
-    assert (await refusal(send, request.SerializeToString())).reason == "TENSOR_SIZE_MISMATCH"
-    now = (await stub.GetTrainingSession(tp.GetTrainingSessionRequest(session_id=session.session_id))).session
-    assert now.next_sequence == 1
-
-
-async def refusal(send: Any, data: bytes) -> KitchenError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await send(data)
-    return from_rpc_error(caught.value)
-
-
-async def test_what_is_not_declared_or_not_known_is_refused(stub: Any, channel: RemoteChannel):
-    with pytest.raises(UnimplementedError) as lora:
-        await TrainingSession.create(stub, base_model=MODEL, lora=tp.LoraConfig(rank=4))
-    assert (lora.value.reason, lora.value.metadata["capability"]) == ("CAPABILITY_MISSING", "training.lora")
-    with pytest.raises(NotFoundError) as model:
-        await TrainingSession.create(stub, base_model="/a/folder")
-    assert model.value.reason == "MODEL_NOT_FOUND"
-    with pytest.raises(InvalidArgumentError) as dtype:
-        await TrainingSession.create(stub, base_model=MODEL, dtype="float32")
-    assert dtype.value.metadata["field"] == "dtype"
-    raw = channel._channel.unary_unary
-    service = "/crucible.port.training.v1.TrainingService"
-    assert (await refusal(raw(f"{service}/Nope"), b"")).reason == "METHOD_MISSING"
-    assert (await refusal(raw(f"{service}/GetTrainingSession"), b"\x0a\x05a")).reason == "MESSAGE_MALFORMED"
-    unknown = await refusal(raw(f"{service}/GetTrainingSession"), b"\x0a\x01a\x78\x01")
-    assert (unknown.reason, unknown.metadata["field"]) == ("FIELD_UNKNOWN", "#15")
 
 
 async def test_a_call_that_waits_ends_at_its_deadline(stub: Any):
