@@ -13,6 +13,7 @@ from crucible_kit.adapter import AdapterInfoService
 from crucible_kit.channel import Channel, ObjectChannel, connect
 from crucible_kit.ports import PORTS
 from crucible_kit.serving import serve_ports
+from tests.kit.tunnels import tunnelled
 
 Servicers = Mapping[str, Any]
 """Implementations by port name."""
@@ -55,8 +56,16 @@ async def to_socket(servicers: Servicers, capabilities: Capabilities) -> AsyncIt
             await served.stop(0)
 
 
+@asynccontextmanager
+async def to_tunnel(servicers: Servicers, capabilities: Capabilities) -> AsyncIterator[Channel]:
+    """Through the tunnel of an adapter that has dialled out."""
+    async with tunnelled(servicers, capabilities=capabilities) as channels:
+        yield next(iter(channels.values()))
+
+
 BINDINGS: dict[str, Open] = {
     "object": to_object,
     "serialised object": to_serialised_object,
     "unix socket": to_socket,
+    "tunnel": to_tunnel,
 }

@@ -31,6 +31,7 @@ def compiled() -> Path:
     return FOLDER / "_build" / "shared" / "lib" / "crucible_adapter" / "ebin"
 
 
+ADAPTER_COMMAND = str(FOLDER / "bin" / "crucible-adapter")
 needs_elixir = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
 
 

@@ -184,7 +184,9 @@ async def test_reports_are_of_finished_evaluations(stub: Any) -> None:
     assert [each["mean"] for each in told["aggregates"]] == [each.mean for each in summary.aggregates]
 
 
-async def test_evaluations_at_the_same_time_are_limited(stub: Any) -> None:
+async def test_evaluations_at_the_same_time_are_limited(local: Binding, context: AdapterContext) -> None:
+    """In the process, where an evaluation waits for its reader; a wire would take in a short one whole."""
+    stub = await local.stub(FakeEvaluator(FakeEvaluatorOptions(max_evaluations=2), context))
     streams = [stub.Evaluate(request("repeat")) for _ in range(2)]
     for each in streams:
         await anext(each)

@@ -37,6 +37,9 @@ class Away:
         self.calls: Counter[str] = Counter()
 
     def __getattr__(self, name: str) -> Any:
+        if not name[0].isupper():
+            raise AttributeError(name)
+
         async def refuse(request: Any, context: Any) -> Any:
             self.calls[name] += 1
             raise UnavailableError("nobody is there", reason="PROVIDER_UNAVAILABLE")

@@ -21,9 +21,16 @@ from crucible_kitchen.ports.attachments import Attachments
 NAME = "laptop"
 
 
-def dial_out(address: str, servicers: Mapping[str, Any], *, name: str = NAME, **settings: Any) -> DialOut:
-    """An adapter for the servicers by port name; the settings are DialOut's."""
-    info = adapter_info(servicers, name="scripted", capabilities=dict.fromkeys(servicers, ()))
+def dial_out(
+    address: str,
+    servicers: Mapping[str, Any],
+    *,
+    name: str = NAME,
+    capabilities: Mapping[str, tuple[str, ...]] | None = None,
+    **settings: Any,
+) -> DialOut:
+    """An adapter for the servicers by port name; the settings are DialOut's. `capabilities` by port name too."""
+    info = adapter_info(servicers, name="scripted", capabilities=capabilities or dict.fromkeys(servicers, ()))
     settings.setdefault("pause", lambda failures: 0.01)
     return DialOut(address, name=name, servicers=by_service(servicers, info), info=info.describe(), **settings)
 
