@@ -1,11 +1,15 @@
 // The protos, read at run time, and messages as plain objects under the names that the protos give their fields.
 
+import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 // It teaches protobufjs the protos that come with every protoc, descriptor.proto among them.
 import '@grpc/proto-loader';
 import protobuf from 'protobufjs';
 
-const PROTO = fileURLToPath(new URL('../../../proto', import.meta.url));
+// In the repository, or beside the kit in a folder that `kitchen adapter new` has made.
+const PROTO = ['../proto', '../../../proto']
+  .map((path) => fileURLToPath(new URL(path, import.meta.url)))
+  .find((path) => existsSync(`${path}/crucible`));
 
 const root = new protobuf.Root();
 root.resolvePath = (_origin, target) => `${PROTO}/${target}`;

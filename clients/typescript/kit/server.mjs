@@ -6,6 +6,7 @@ import { AdapterError, known, toServiceError } from './errors.mjs';
 import { encode, toPlain } from './protos.mjs';
 
 export const MAX_MESSAGE_BYTES = 32 * 1024 * 1024;
+const PATIENCE_MS = 1_000;
 const same = (bytes) => bytes;
 
 /**
@@ -61,7 +62,10 @@ function handler(rpc, path, implementation) {
     return (call, callback) => {
       answer(call)
         .then((response) => callback(null, serialise(response)))
-        .catch((error) => callback(toServiceError(known(error, path))));
+        .catch(async (error) => {
+          if (rpc.requestStream) await readOn(call);
+          callback(toServiceError(known(error, path)));
+        });
     };
   }
   return async (call) => {
@@ -93,6 +97,22 @@ async function* requests(call, parse) {
   // A method that stops early answers with an error: the call has to live on to send it.
   for await (const bytes of call.iterator({ destroyOnReturn: false })) yield parse(bytes);
   if (call.cancelled) throw gone();
+}
+
+/**
+ * Reads what still comes of refused requests: callers lose the status of a call that ends while they write. One that
+ * holds its stream open is answered all the same.
+ */
+async function readOn(call) {
+  let late;
+  const patience = new Promise((resolve) => {
+    late = setTimeout(resolve, PATIENCE_MS);
+  });
+  const read = (async () => {
+    for await (const _ of call.iterator({ destroyOnReturn: false }));
+  })().catch(() => {}); // the caller has gone
+  await Promise.race([read, patience]);
+  clearTimeout(late);
 }
 
 /** Resolves when the call takes more, or has ended. */

@@ -16,7 +16,15 @@ from crucible_kit.channel import Channel
 from crucible_kit.errors import DETAILS_TRAILER, REASON_TRAILER, KitchenError, to_status
 
 # Made by gRPC itself on one of the two sides, whatever the adapter is: they carry no reason.
-_CORE_TEXTS = ("larger than max", "Internal error from Core", "Method not found", "Socket closed")
+_CORE_TEXTS = (
+    "larger than max",
+    "Internal error from Core",
+    "Socket closed",
+    # A method that nobody has registered: gRPC for Python and Java, for Node, for Go.
+    "Method not found",
+    "The server does not implement the method",
+    "unknown method ",
+)
 _CORE_CODES = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 

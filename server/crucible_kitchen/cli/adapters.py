@@ -24,7 +24,7 @@ _port = click.argument("port")
 def adapters(ctx: click.Context, target: Target, as_json: bool) -> None:
     """Show which adapter serves each port, and map ports to others on a server that runs.
 
-    Without a command: list.
+    Without a command: list. To write an adapter: kitchen adapter new.
     """
     if ctx.invoked_subcommand is None:
         _list(target, as_json=as_json)

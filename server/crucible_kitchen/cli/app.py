@@ -9,6 +9,7 @@ import click
 
 # name -> (module:attribute, help in one line)
 _COMMANDS = {
+    "adapter": ("adapter:adapter", "Write an adapter of your own: a starter for any port."),
     "adapters": ("adapters:adapters", "Show which adapter serves each port, and change that."),
     "call": ("call:call", "Call any gRPC method of any server that has reflection."),
     "cassettes": ("cassettes:cassettes", "Look after recordings of adapters."),

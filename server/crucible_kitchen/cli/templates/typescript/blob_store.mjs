@@ -1,0 +1,1 @@
+../../../../../clients/typescript/blob_store.mjs
