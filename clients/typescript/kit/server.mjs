@@ -53,10 +53,11 @@ function handler(rpc, path, implementation) {
     const text = `${path}: nobody serves it here`;
     throw new AdapterError('UNIMPLEMENTED', 'METHOD_MISSING', text, { metadata: { method: path } });
   };
-  const method = implementation[rpc.name]?.bind(implementation) ?? missing;
+  const method = implementation[rpc.name]?.bind(implementation);
   const parse = (bytes) => toPlain(rpc.resolvedRequestType, decodeChecked(rpc.resolvedRequestType, bytes, path));
   const serialise = (response) => Buffer.from(encode(rpc.resolvedResponseType, response ?? {}));
-  const answer = async (call) => method(rpc.requestStream ? requests(call, parse) : parse(call.request), about(call));
+  const served = async (call) => method(rpc.requestStream ? requests(call, parse) : parse(call.request), about(call));
+  const answer = method ? served : missing;
 
   if (!rpc.responseStream) {
     return (call, callback) => {
