@@ -38,8 +38,8 @@ const addresses = {};
 for (const [port, folder] of Object.entries(JSON.parse(process.argv[1]))) {
   const { serve } = await import(`${folder}/crucible/adapter.mjs`);
   const [Implementation] = Object.values(await import(`${folder}/adapter.mjs`));
-  const served = await serve({ name: port, ports: { [port]: new Implementation() } }, `unix:${process.argv[2]}/${port}`);
-  addresses[port] = served.address;
+  const listen = `unix:${process.argv[2]}/${port}`;
+  addresses[port] = (await serve({ name: port, ports: { [port]: new Implementation() } }, listen)).address;
 }
 console.log(JSON.stringify(addresses));
 process.stdin.once('end', () => process.exit(0)).resume();

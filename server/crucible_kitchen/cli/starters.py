@@ -18,6 +18,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 # What stands in the templates for the name of the adapter.
 _PYTHON_NAME = "my-adapter"
 _KIT = "crucible"
+_FORGETS = "In memory, blobs do not outlive the process"
 _TYPESCRIPT: Mapping[str, tuple[str, str, Mapping[str, str]]] = {
     # port -> (file, its adapter's name, files beside it)
     "reward": ("reward.mjs", "node-rewards", {}),
@@ -67,14 +68,14 @@ def _python(port: Port, name: str, folder: Path) -> dict[str, str]:
     text = _template(f"python/{port.name}.py").replace(_PYTHON_NAME, name) if complete else _python_skeleton(port, name)
     # The blobs of the starter lie in memory: nothing of them can outlive the process.
     forgets = port.name == "blob"
-    note = "Its blobs go with its process, which --exec kills for BLB-RESTART-01: known to fail until they are kept."
+    note = f"{_FORGETS}, which --exec kills for BLB-RESTART-01: known to fail until they are kept."
     fields = {
         **_fields(port, "python", name, folder),
-        "only": "ONLY = ()\n" if complete else 'ONLY = ("HSK-",)  # the handshake; make it () once the methods are there\n',
+        "only": "ONLY = ()\n"
+        if complete
+        else 'ONLY = ("HSK-",)  # the handshake; make it () once the methods are there\n',
         "restart": "" if forgets else ", restart=opened.restart",
-        "restart_note": "# In memory, blobs do not outlive the process: add restart=opened.restart once they do.\n        "
-        if forgets
-        else "",
+        "restart_note": f"# {_FORGETS}: add restart=opened.restart once they do.\n        " if forgets else "",
         "conformance_flags": " --known-failing known_failing.txt" if forgets else _only_flag(complete),
         "conformance_note": f" {note}" if forgets else "",
     }
@@ -202,7 +203,8 @@ from crucible_kit.author import run_adapter
 class {_class_name(port)}({module}_grpc.{port.service.name}Servicer):
     """{port.service.name}. A method that is not written answers UNIMPLEMENTED.
 
-    The messages: `from {package} import {module}`.
+    They need `from collections.abc import AsyncIterator`, `from typing import Any` and
+    `from {package} import {module}`.
     """
 
 {methods}
@@ -246,8 +248,8 @@ import {{ parseArgs }} from 'node:util';
 import {{ {names} }} from './{_KIT}/adapter.mjs';
 
 /**
- * {port.service.name}. A method that is not written answers UNIMPLEMENTED METHOD_MISSING. Messages are plain objects under
- * the field names of {_KIT}/proto/{port.service.file.name}.
+ * {port.service.name}. A method that is not written answers UNIMPLEMENTED METHOD_MISSING. Messages are plain objects
+ * under the field names of {_KIT}/proto/{port.service.file.name}.
  */
 export class {_class_name(port)} {{
 {body}}}

@@ -21,7 +21,8 @@ class Chats(llm_pb2_grpc.LLMServiceServicer):
     async def Chat(self, request: llm_pb2.ChatRequest, context: Any) -> llm_pb2.ChatResponse:
         check(request)
         start = time.perf_counter()
-        # Your model goes here. A client of a provider has to be async, or to run in asyncio.to_thread.
+        # Your model goes here; in this one temperature and top_p have nothing to choose. A provider's client has to be
+        # async, or to run in asyncio.to_thread.
         words = " ".join(message_text(message) for message in request.messages if message.role == "user").split()
         content, stop_sequence = until_stop("You said: " + " ".join(words), request.options.stop_sequences)
         reply, finish_reason = content.split(" "), llm_pb2.FINISH_REASON_STOP
@@ -51,9 +52,7 @@ def check(request: llm_pb2.ChatRequest) -> None:
     refuse_unusable(request.messages, port="llm")
     for number, message in enumerate(request.messages):
         if message.role not in ROLES:
-            raise field_error(
-                f"messages[{number}].role", f"is {message.role!r}; it must be one of {', '.join(ROLES)}"
-            )
+            raise field_error(f"messages[{number}].role", f"is {message.role!r}; it must be one of {', '.join(ROLES)}")
     given = {
         "llm.tools": bool(request.tools) or request.HasField("tool_choice"),
         "llm.json_schema": request.HasField("response_format"),
