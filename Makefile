@@ -6,13 +6,17 @@ BUF := tools/node_modules/.bin/buf
 # Node is needed for `make check` and for the tests in a second language, not to run or to train.
 NODE := $(and $(shell command -v node 2>/dev/null),$(shell command -v npm 2>/dev/null))
 
-.PHONY: run test soak bench check format generate venv node-client elixir-adapter
+.PHONY: run test test-live soak bench check format generate venv node-client elixir-adapter
 
 run: venv
 	$(VENV)/bin/kitchen run sl_basic --preset tiny
 
 test: venv node-client elixir-adapter
 	$(VENV)/bin/python -m pytest -n 2
+
+# The providers whose keys are in the environment; costs some cents.
+test-live: venv
+	$(VENV)/bin/python -m pytest -m live tests
 
 # About twelve minutes on two cores; the machine must have nothing else to do.
 bench: $(VENV)/.bench-installed

@@ -1,0 +1,121 @@
+"""The real libraries of the providers against a server of the test's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crucible.port.llm.v1 import llm_pb2 as pb
+from crucible.type.v1 import message_pb2
+from crucible_adapters.retries import Clock
+from crucible_kit.adapter import AdapterContext
+from tests.contract.conftest import Binding
+from tests.llm.server import Server
+from tests.llm.wires import MODEL, WIRES, Wire
+
+KEY = "sk-planted-0123456789abcdef"
+_VARIABLES = ("ANTHROPIC_", "OPENAI_", "GEMINI_", "GOOGLE_")
+Make = Callable[..., Awaitable[Any]]
+
+
+@dataclass
+class Waits:
+    """Time that passes only by waiting.
+
+    Attributes:
+        told: seconds of every wait.
+    """
+
+    now: float = 1000.0
+    told: list[float] = field(default_factory=list)
+
+    def clock(self) -> Clock:
+        async def sleep(seconds: float) -> None:
+            self.told.append(seconds)
+            self.now += seconds
+
+        return Clock(monotonic=lambda: self.now, wall=lambda: 1_790_000_000.0, sleep=sleep, chance=lambda: 1.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The libraries read keys, addresses and proxies from the environment."""
+    if request.node.get_closest_marker("live"):
+        return
+    for name in list(os.environ):
+        if name.startswith(_VARIABLES) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    server = Server()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture(params=WIRES, ids=lambda wire: wire.name)
+def wire(request: pytest.FixtureRequest) -> Wire:
+    return request.param
+
+
+@pytest.fixture
+def waits() -> Waits:
+    return Waits()
+
+
+@pytest.fixture
+async def serialised() -> AsyncIterator[Binding]:
+    binding = Binding("serialise")
+    yield binding
+    await binding.stop()
+
+
+@pytest.fixture(params=["object", "serialise", "tcp"])
+async def bound(request: pytest.FixtureRequest) -> AsyncIterator[Binding]:
+    """The bindings of the contract tests, for what they may change."""
+    binding = Binding(request.param)
+    yield binding
+    await binding.stop()
+
+
+@pytest.fixture
+def make(server: Server, serialised: Binding, waits: Waits, tmp_path: Path) -> Make:
+    """Makes an adapter of a wire that asks the test's server, and gives a stub of it."""
+
+    stubs: dict[str, Any] = {}
+
+    async def made(wire: Wire, *, binding: Binding = serialised, key: str = KEY, **options: Any) -> Any:
+        # Making one takes longer than asking it: a test that asks twice has it once.
+        name = repr((wire.name, key, options))
+        if name not in stubs:
+            stubs[name] = await opened(wire, binding, key, options)
+        return stubs[name]
+
+    async def opened(wire: Wire, binding: Binding, key: str, options: dict[str, Any]) -> Any:
+        given = {"model": MODEL, "base_url": server.address + wire.base_path, **options}
+        context = AdapterContext(data_dir=tmp_path, secrets={"api_key": key} if key else {})
+        kind: Any = wire.adapter
+        return await binding.stub(kind(kind.description.options(**given), context, clock=waits.clock()))
+
+    return made
+
+
+def user(text: str) -> message_pb2.Message:
+    return message_pb2.Message(role="user", content=text)
+
+
+async def chat(stub: Any, *messages: str | message_pb2.Message, **fields: Any) -> pb.ChatReply:
+    given = [user(each) if isinstance(each, str) else each for each in messages]
+    return (await stub.Chat(pb.ChatRequest(messages=given, **fields))).reply
+
+
+async def stream(stub: Any, *messages: str | message_pb2.Message, **fields: Any) -> list[pb.StreamChatResponse]:
+    given = [user(each) if isinstance(each, str) else each for each in messages]
+    return [each async for each in stub.StreamChat(pb.StreamChatRequest(messages=given, **fields))]
