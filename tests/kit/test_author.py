@@ -262,14 +262,14 @@ async def test_tls_on_both_sides(certificate: tuple[Path, Path]) -> None:
 def test_tls_files_that_cannot_be_used(certificate: tuple[Path, Path], tmp_path: Path) -> None:
     cert, key = certificate
     (tmp_path / "junk").write_text("junk")
-    for files in (
-        {"ca": tmp_path / "junk", "cert": None, "key": None},
-        {"ca": tmp_path / "missing", "cert": None, "key": None},
-        {"ca": cert, "cert": key, "key": cert},
-        {"ca": cert, "cert": cert, "key": None},
+    for ca, own, its_key in (
+        (tmp_path / "junk", None, None),
+        (tmp_path / "missing", None, None),
+        (cert, key, cert),
+        (cert, cert, None),
     ):
         with pytest.raises(KitchenError, match="tls-") as caught:
-            client_credentials(**files)
+            client_credentials(ca=ca, cert=own, key=its_key)
         assert caught.value.reason == "CONFIG_INVALID"
 
 
