@@ -27,7 +27,7 @@ _SECTIONS: list[tuple[str, type[BaseModel], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("heading", "model", "elsewhere"), _SECTIONS, ids=lambda value: str(value)[:24])
+@pytest.mark.parametrize(("heading", "model", "elsewhere"), _SECTIONS, ids=[heading for heading, *_ in _SECTIONS])
 def test_every_option_is_told(heading: str, model: type[BaseModel], elsewhere: set[str]) -> None:
     text = re.split(r"^## ", _PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     section = next(each for each in text if each.startswith(heading + "\n"))
