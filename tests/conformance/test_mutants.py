@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+
 import pytest
 
-from crucible_kit.conformance import Verdict, requirements_of, run_suite, settings_of
+from crucible_kit.conformance import Report, Verdict, requirements_of, run_suite, settings_of
 from tests.conformance.mutants.blob import BLOB_MUTANTS
 from tests.conformance.mutants.mutant import Mutant
+from tests.conformance.mutants.sampling import SAMPLING_MUTANTS
+from tests.conformance.mutants.stores import STORE_MUTANTS
 from tests.conformance.mutants.training import TRAINING_MUTANTS
+from tests.conformance.mutants.transport import TRANSPORT_MUTANTS
 
-MUTANTS = (*BLOB_MUTANTS, *TRAINING_MUTANTS)
-# A mutant of one port need not show again what the toys show: that large messages are taken.
+GROUPS = {
+    "transport": TRANSPORT_MUTANTS,
+    "blob": BLOB_MUTANTS,
+    "training": TRAINING_MUTANTS,
+    "sampling": SAMPLING_MUTANTS,
+    "stores": STORE_MUTANTS,
+}
+# What the toys show once need not be shown again by each mutant: that large messages are taken.
 _SMALL = {"largest_message_bytes": 1024 * 1024}
+# A suite mostly waits.
+_AT_A_TIME = 4
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
-async def test_mutants_are_found(mutant: Mutant) -> None:
+async def report_on(mutant: Mutant, turn: asyncio.Semaphore) -> Report:
+    """The requirements of the mutant's own port, and those of all ports that look at its answers; or those of all."""
     settings = settings_of(mutant.port, {**_SMALL, **mutant.settings})
-    # The port's own requirements, and of those of all ports the ones that look at its answers.
     own = {each.id for each in requirements_of(mutant.port) if each.port == mutant.port}
-    only = () if mutant.transport else (*own, "XPT-METHOD", "XPT-ERROR")
-    async with mutant.open() as channel:
-        report = await run_suite(channel, mutant.port, settings, only=only)
+    only = ("HSK", "XPT") if mutant.transport else (*own, "XPT-METHOD", "XPT-ERROR")
+    async with turn, mutant.open() as channel:
+        return await run_suite(channel, mutant.port, settings, only=only)
+
+
+@functools.cache
+def reports_on(group: str) -> dict[Mutant, Report]:
+    """What the suites say about each mutant of a group."""
+
+    async def all_of_them() -> list[Report]:
+        turn = asyncio.Semaphore(_AT_A_TIME)
+        return await asyncio.gather(*(report_on(mutant, turn) for mutant in GROUPS[group]))
+
+    return dict(zip(GROUPS[group], asyncio.run(all_of_them()), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("group", "mutant"), [pytest.param(group, each, id=str(each)) for group in GROUPS for each in GROUPS[group]]
+)
+def test_mutants_are_found(group: str, mutant: Mutant) -> None:
+    report = reports_on(group)[mutant]
     failed = set(report.ids(Verdict.FAILED))
     assert set(mutant.red) <= failed, f"not found: {set(mutant.red) - failed}"
     others = failed - set(mutant.red)

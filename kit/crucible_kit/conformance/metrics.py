@@ -145,6 +145,7 @@ async def _attempts(context: Metrics) -> None:
     await record(context, run, 5, point("x", 0, 1.0), point("x", 1, 1.0), attempt=1)
     await record(context, run, 6, point("x", 0, 2.0), attempt=2)
     await record(context, run, 7, point("x", 0, 3.0), point("x", 1, 3.0), attempt=1)
+    check_equal(await query(context, run, "x"), [(0, 2.0), (1, 3.0)], "(step, value) after three batches")
     await record(context, run, 4, point("x", 0, 4.0), attempt=2)
     check_equal(await query(context, run, "x"), [(0, 4.0), (1, 3.0)], "(step, value) after four batches")
 

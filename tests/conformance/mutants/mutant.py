@@ -13,7 +13,7 @@ from tests.conformance.bindings import to_object
 OpenMutant = Callable[[], AbstractAsyncContextManager[Channel]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Mutant:
     """See the module.
 

@@ -52,7 +52,7 @@ class Operations:
         hold_seconds: how long an early call is held.
     """
 
-    def __init__(self, *, ordered: bool, hold_seconds: float = 0.5) -> None:
+    def __init__(self, *, ordered: bool, hold_seconds: float = 0.4) -> None:
         self.ordered = ordered
         self.next_sequence = 1
         self.hold_seconds = hold_seconds
