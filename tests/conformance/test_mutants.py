@@ -12,15 +12,23 @@ from tests.conformance.mutants.blob import BLOB_MUTANTS
 from tests.conformance.mutants.mutant import Mutant
 from tests.conformance.mutants.sampling import SAMPLING_MUTANTS
 from tests.conformance.mutants.stores import STORE_MUTANTS
-from tests.conformance.mutants.training import TRAINING_MUTANTS
+from tests.conformance.mutants.texts import TEXT_MUTANTS
+from tests.conformance.mutants.training_checkpoints import TRAINING_CHECKPOINT_MUTANTS
+from tests.conformance.mutants.training_order import TRAINING_ORDER_MUTANTS
+from tests.conformance.mutants.training_passes import TRAINING_PASS_MUTANTS
+from tests.conformance.mutants.training_sessions import TRAINING_SESSION_MUTANTS
 from tests.conformance.mutants.transport import TRANSPORT_MUTANTS
 
 GROUPS = {
     "transport": TRANSPORT_MUTANTS,
     "blob": BLOB_MUTANTS,
-    "training": TRAINING_MUTANTS,
+    "training order": TRAINING_ORDER_MUTANTS,
+    "training passes": TRAINING_PASS_MUTANTS,
+    "training checkpoints": TRAINING_CHECKPOINT_MUTANTS,
+    "training sessions": TRAINING_SESSION_MUTANTS,
     "sampling": SAMPLING_MUTANTS,
     "stores": STORE_MUTANTS,
+    "texts": TEXT_MUTANTS,
 }
 # What the toys show once need not be shown again by each mutant: that large messages are taken.
 _SMALL = {"largest_message_bytes": 1024 * 1024}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from crucible_kit.adapter import AdapterContext
 from crucible_kit.channel import Channel
 from tests.conformance.bindings import to_object
+from tests.conformance.toy.training import CAPABILITIES, ToyTraining
 
 OpenMutant = Callable[[], AbstractAsyncContextManager[Channel]]
 
@@ -46,3 +50,47 @@ def object_of(port: str, make: Callable[[], Any], capabilities: tuple[str, ...] 
         return to_object({port: make()}, {port: capabilities})
 
     return opening
+
+
+def training_mutant(
+    kind: type[ToyTraining],
+    defect: str,
+    *red: str,
+    others: int = 0,
+    capabilities: tuple[str, ...] = CAPABILITIES,
+) -> Mutant:
+    """A toy trainer with a defect."""
+    return Mutant(
+        defect=defect,
+        port="training",
+        open=object_of("training", kind, capabilities),
+        red=red,
+        others=others,
+        settings={"base_model": "toy", "learning_rate": 0.05},
+    )
+
+
+@asynccontextmanager
+async def _adapter(kind: Any) -> AsyncIterator[Channel]:
+    description = kind.description
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = kind(description.options(), AdapterContext(data_dir=Path(folder)))
+        try:
+            async with to_object({description.port: adapter}, {description.port: description.capabilities}) as channel:
+                yield channel
+        finally:
+            await adapter.close()
+
+
+def adapter_mutant(kind: Any, defect: str, *red: str, others: int = 0) -> Mutant:
+    """A built-in adapter with a defect."""
+    return Mutant(defect=defect, port=kind.description.port, open=lambda: _adapter(kind), red=red, others=others)
+
+
+def changed(message: Any, **fields: Any) -> Any:
+    """A copy of a message with other fields."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    for name, value in fields.items():
+        setattr(copy, name, value)
+    return copy

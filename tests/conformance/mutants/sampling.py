@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -159,7 +159,7 @@ def with_operations(kind: Callable[[], Operations]) -> type[ToySampling]:
 class StreamsWithoutEnd(ToySampling):
     """The last token of a stream is lost."""
 
-    async def StreamSample(self, request: Any, context: Any) -> Any:
+    async def StreamSample(self, request: Any, context: Any) -> AsyncIterator[pb.StreamSampleResponse]:
         held = None
         async for response in super().StreamSample(request, context):
             if held is not None and held.index == response.index:
@@ -168,7 +168,7 @@ class StreamsWithoutEnd(ToySampling):
 
 
 class StreamsTokensTwice(ToySampling):
-    async def StreamSample(self, request: Any, context: Any) -> Any:
+    async def StreamSample(self, request: Any, context: Any) -> AsyncIterator[pb.StreamSampleResponse]:
         async for response in super().StreamSample(request, context):
             yield pb.StreamSampleResponse(
                 index=response.index, tokens_int32=response.tokens_int32, logprobs_float32=response.logprobs_float32

@@ -1,38 +1,18 @@
-"""Metrics stores, registries, hubs, tokenizers and datasets with a defect: the built-in ones, changed."""
+"""Metrics stores, registries and hubs with a defect: the built-in ones, changed."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
-from crucible.port.dataset.v1 import dataset_pb2
 from crucible.port.hub.v1 import hub_pb2
 from crucible.port.metrics.v1 import metrics_pb2
 from crucible.port.registry.v1 import registry_pb2
-from crucible.port.tokenizer.v1 import tokenizer_pb2
-from crucible_adapters.dataset.local import LocalDatasets
 from crucible_adapters.hub.local import LocalHub
 from crucible_adapters.metrics.sqlite import SqliteMetricsStore
 from crucible_adapters.registry.sqlite import SqliteModelRegistry
-from crucible_adapters.tokenizer.tokenizers_folder import TokenizersFolder
-from crucible_kit.adapter import AdapterContext
-from crucible_kit.channel import Channel
 from crucible_kit.errors import KitchenError
-from crucible_kit.tensors import pack_tokens, unpack_tokens
-from tests.conformance.bindings import to_object
-from tests.conformance.mutants.mutant import Mutant
-
-
-def changed(message: Any, **fields: Any) -> Any:
-    """A copy of a message with other fields."""
-    copy = type(message)()
-    copy.CopyFrom(message)
-    for name, value in fields.items():
-        setattr(copy, name, value)
-    return copy
+from tests.conformance.mutants.mutant import adapter_mutant, changed
 
 
 class RepeatsCount(SqliteMetricsStore):
@@ -230,200 +210,31 @@ class RelativeSnapshots(LocalHub):
         return changed(await super().SnapshotRepo(request, context), local_path="snapshots/model")
 
 
-class AlwaysAddsTokens(TokenizersFolder):
-    async def EncodeBatch(self, request: Any, context: Any) -> tokenizer_pb2.EncodeBatchResponse:
-        response = await super().EncodeBatch(request, context)
-        for sequence in response.sequences:
-            sequence.tokens_int32 = pack_tokens([0]) + sequence.tokens_int32
-        return response
-
-
-class TextsReversed(TokenizersFolder):
-    async def EncodeBatch(self, request: Any, context: Any) -> tokenizer_pb2.EncodeBatchResponse:
-        response = await super().EncodeBatch(request, context)
-        return tokenizer_pb2.EncodeBatchResponse(sequences=list(response.sequences)[::-1])
-
-
-class BigEndianTokens(TokenizersFolder):
-    async def EncodeBatch(self, request: Any, context: Any) -> tokenizer_pb2.EncodeBatchResponse:
-        response = await super().EncodeBatch(request, context)
-        for sequence in response.sequences:
-            sequence.tokens_int32 = unpack_tokens(sequence.tokens_int32).astype(">i4").tobytes()
-        return response
-
-
-class StripsTexts(TokenizersFolder):
-    async def DecodeBatch(self, request: Any, context: Any) -> tokenizer_pb2.DecodeBatchResponse:
-        response = await super().DecodeBatch(request, context)
-        return tokenizer_pb2.DecodeBatchResponse(texts=[text.replace("\n\n  ", "\n") for text in response.texts])
-
-
-class KeepsSpecialTokens(TokenizersFolder):
-    async def DecodeBatch(self, request: Any, context: Any) -> tokenizer_pb2.DecodeBatchResponse:
-        return await super().DecodeBatch(changed(request, skip_special_tokens=False), context)
-
-
-class BadIdsAreSkipped(TokenizersFolder):
-    async def DecodeBatch(self, request: Any, context: Any) -> tokenizer_pb2.DecodeBatchResponse:
-        copy = changed(request)
-        for sequence in copy.sequences:
-            whole = unpack_tokens(sequence.tokens_int32[: len(sequence.tokens_int32) // 4 * 4])
-            sequence.tokens_int32 = pack_tokens(whole[whole >= 0])
-        return await super().DecodeBatch(copy, context)
-
-
-class TrainsOnEverything(TokenizersFolder):
-    async def ApplyChatTemplate(self, request: Any, context: Any) -> tokenizer_pb2.ApplyChatTemplateResponse:
-        response = await super().ApplyChatTemplate(request, context)
-        for rendered in response.rendered:
-            rendered.train_mask_uint8 = b"\x01" * len(rendered.train_mask_uint8)
-        return response
-
-
-class ShiftedMasks(TokenizersFolder):
-    async def ApplyChatTemplate(self, request: Any, context: Any) -> tokenizer_pb2.ApplyChatTemplateResponse:
-        response = await super().ApplyChatTemplate(request, context)
-        for rendered in response.rendered:
-            rendered.train_mask_uint8 = rendered.train_mask_uint8[1:]
-        return response
-
-
-class NoGenerationPrompt(TokenizersFolder):
-    async def ApplyChatTemplate(self, request: Any, context: Any) -> tokenizer_pb2.ApplyChatTemplateResponse:
-        return await super().ApplyChatTemplate(changed(request, add_generation_prompt=False), context)
-
-
-class OneFingerprint(LocalDatasets):
-    async def OpenDataset(self, request: Any, context: Any) -> dataset_pb2.OpenDatasetResponse:
-        response = changed(await super().OpenDataset(request, context))
-        response.dataset.fingerprint = "0" * 64
-        return response
-
-
-class OtherShuffles(LocalDatasets):
-    async def OpenDataset(self, request: Any, context: Any) -> dataset_pb2.OpenDatasetResponse:
-        copy = changed(request)
-        for transform in copy.transforms:
-            if transform.WhichOneof("transform") == "shuffle_seed":
-                transform.shuffle_seed += 1
-        return await super().OpenDataset(copy, context)
-
-
-class TransformsReversed(LocalDatasets):
-    async def OpenDataset(self, request: Any, context: Any) -> dataset_pb2.OpenDatasetResponse:
-        copy = dataset_pb2.OpenDatasetRequest(source=request.source, transforms=list(request.transforms)[::-1])
-        return await super().OpenDataset(copy, context)
-
-
-class StreamingIsIgnored(LocalDatasets):
-    async def OpenDataset(self, request: Any, context: Any) -> dataset_pb2.OpenDatasetResponse:
-        return await super().OpenDataset(changed(request, streaming=False), context)
-
-
-class RepeatsAreLeftOut(LocalDatasets):
-    async def ReadRows(self, request: Any, context: Any) -> AsyncIterator[dataset_pb2.ReadRowsResponse]:
-        copy = changed(request)
-        if request.WhichOneof("rows") == "select":
-            del copy.select.indices[:]
-            copy.select.indices.extend(dict.fromkeys(request.select.indices))
-        async for response in super().ReadRows(copy, context):
-            yield response
-
-
-class RowsBeforeRefusal(LocalDatasets):
-    async def ReadRows(self, request: Any, context: Any) -> AsyncIterator[dataset_pb2.ReadRowsResponse]:
-        if request.WhichOneof("rows") == "select" and len(request.select.indices) > 1:
-            first = dataset_pb2.ReadRowsRequest(dataset_id=request.dataset_id)
-            first.select.indices.append(request.select.indices[0])
-            async for response in super().ReadRows(first, context):
-                yield response
-            rest = changed(request)
-            del rest.select.indices[0]
-            request = rest
-        async for response in super().ReadRows(request, context):
-            yield response
-
-
-class NeverCloses(LocalDatasets):
-    async def CloseDataset(self, request: Any, context: Any) -> dataset_pb2.CloseDatasetResponse:
-        return dataset_pb2.CloseDatasetResponse()
-
-
-class DefaultsStayOut(LocalDatasets):
-    async def FindDataset(self, request: Any, context: Any) -> dataset_pb2.FindDatasetResponse:
-        await super().FindDataset(request, context)
-        return dataset_pb2.FindDatasetResponse(source=dataset_pb2.DatasetSource(uri=request.source.uri))
-
-
-class FieldsAreKept(LocalDatasets):
-    async def OpenDataset(self, request: Any, context: Any) -> dataset_pb2.OpenDatasetResponse:
-        copy = changed(request)
-        kept = [each for each in copy.transforms if each.WhichOneof("transform") != "fields"]
-        del copy.transforms[:]
-        copy.transforms.extend(kept)
-        return await super().OpenDataset(copy, context)
-
-
-@asynccontextmanager
-async def _open(kind: Any) -> AsyncIterator[Channel]:
-    with tempfile.TemporaryDirectory() as folder:
-        description = kind.description
-        adapter = kind(description.options(), AdapterContext(data_dir=Path(folder)))
-        try:
-            async with to_object({description.port: adapter}, {description.port: description.capabilities}) as channel:
-                yield channel
-        finally:
-            await adapter.close()
-
-
-def _mutant(kind: Any, defect: str, *red: str, others: int = 0) -> Mutant:
-    opening: Callable[[], Any] = lambda: _open(kind)  # noqa: E731
-    return Mutant(defect=defect, port=kind.description.port, open=opening, red=red, others=others)
-
-
 STORE_MUTANTS = (
-    _mutant(RepeatsCount, "repeated batches count", "MET-RECORD-02", others=1),
-    _mutant(AttemptsAreIgnored, "attempts are ignored", "MET-RECORD-03"),
-    _mutant(RunsAreOne, "runs are mixed", "MET-RECORD-01", others=8),
-    _mutant(NoNans, "NaN becomes 0", "MET-RECORD-04"),
-    _mutant(FallingSteps, "steps fall", "MET-RECORD-01", others=5),
-    _mutant(OpenEnd, "the last step is left out", "MET-QUERY-01", others=1),
-    _mutant(FiftyAtMost, "later pages are lost", "MET-QUERY-02", others=1),
-    _mutant(AnyMetricsToken, "any page token is taken", "MET-QUERY-03"),
-    _mutant(NewestFirst, "newest values are not sorted", "MET-LATEST-01", others=1),
-    _mutant(NamesUnsorted, "names ignore case", "MET-NAMES-01"),
-    _mutant(VersionsAreReplaced, "a run has several contents", "REG-VERSION-02"),
-    _mutant(GivenIdsAreIgnored, "given ids are ignored", "REG-VERSION-03"),
-    _mutant(OutOfTheArchive, "the archive can be left", "REG-STAGE-01"),
-    _mutant(ArtifactsAreReplaced, "artifacts are replaced", "REG-ARTIFACT-01"),
-    _mutant(OldestFirst, "versions come oldest first", "REG-LIST-01", others=1),
-    _mutant(StageFilterIsIgnored, "the stage is ignored", "REG-LIST-01"),
-    _mutant(DepthIsIgnored, "max_depth is ignored", "REG-LINEAGE-01"),
-    _mutant(OnlyAncestors, "descendants are ancestors", "REG-LINEAGE-01"),
-    _mutant(CyclesAreLeftOut, "cycles are left out", "REG-LINEAGE-02"),
-    _mutant(RevisionsAreIgnored, "revisions are ignored", "HUB-INFO-02"),
-    _mutant(CountsNothing, "files are not counted", "HUB-INFO-01"),
-    _mutant(FilesReversed, "files are not sorted", "HUB-LIST-01"),
-    _mutant(DownloadsLoseCrc, "chunks have no CRC", "HUB-DOWNLOAD-01", others=2),
-    _mutant(MissingFilesAreEmpty, "a missing file is empty", "HUB-DOWNLOAD-02", others=3),
-    _mutant(RelativeSnapshots, "snapshots lie at a relative path", "HUB-SNAPSHOT-01"),
-    _mutant(UploadsUnchecked, "uploads are not verified", "HUB-UPLOAD-02"),
-    _mutant(AlwaysAddsTokens, "special tokens are always added", "TOK-ENCODE-03", others=2),
-    _mutant(TextsReversed, "sequences come in another order", "TOK-ENCODE-01", others=2),
-    _mutant(BigEndianTokens, "tokens are big-endian", "TOK-ENCODE-01", others=1),
-    _mutant(StripsTexts, "texts lose line breaks", "TOK-DECODE-01"),
-    _mutant(KeepsSpecialTokens, "special tokens are never skipped", "TOK-DECODE-02"),
-    _mutant(BadIdsAreSkipped, "bad ids are skipped", "TOK-DECODE-03"),
-    _mutant(ShiftedMasks, "masks are one byte short", "TOK-CHAT-01", others=1),
-    _mutant(TrainsOnEverything, "everything is trained on", "TOK-CHAT-02"),
-    _mutant(NoGenerationPrompt, "there is no generation prompt", "TOK-CHAT-03"),
-    _mutant(OneFingerprint, "all datasets have one fingerprint", "DST-TRANSFORM-03", others=1),
-    _mutant(OtherShuffles, "another order of shuffling", "DST-TRANSFORM-02"),
-    _mutant(TransformsReversed, "transforms apply from the end", "DST-TRANSFORM-01", others=2),
-    _mutant(FieldsAreKept, "fields are not mapped", "DST-TRANSFORM-04"),
-    _mutant(StreamingIsIgnored, "streaming is ignored", "DST-STREAMING-02"),
-    _mutant(RepeatsAreLeftOut, "repeated rows are left out", "DST-READ-01"),
-    _mutant(RowsBeforeRefusal, "rows come before the refusal", "DST-READ-02"),
-    _mutant(NeverCloses, "closed handles go on", "DST-CLOSE-01"),
-    _mutant(DefaultsStayOut, "defaults are not filled in", "DST-FIND-01"),
+    adapter_mutant(RepeatsCount, "repeated batches count", "MET-RECORD-02", others=1),
+    adapter_mutant(AttemptsAreIgnored, "attempts are ignored", "MET-RECORD-03"),
+    adapter_mutant(RunsAreOne, "runs are mixed", "MET-RECORD-01", others=8),
+    adapter_mutant(NoNans, "NaN becomes 0", "MET-RECORD-04"),
+    adapter_mutant(FallingSteps, "steps fall", "MET-RECORD-01", others=5),
+    adapter_mutant(OpenEnd, "the last step is left out", "MET-QUERY-01", others=1),
+    adapter_mutant(FiftyAtMost, "later pages are lost", "MET-QUERY-02", others=1),
+    adapter_mutant(AnyMetricsToken, "any page token is taken", "MET-QUERY-03"),
+    adapter_mutant(NewestFirst, "newest values are not sorted", "MET-LATEST-01", others=1),
+    adapter_mutant(NamesUnsorted, "names ignore case", "MET-NAMES-01"),
+    adapter_mutant(VersionsAreReplaced, "a run has several contents", "REG-VERSION-02"),
+    adapter_mutant(GivenIdsAreIgnored, "given ids are ignored", "REG-VERSION-03"),
+    adapter_mutant(OutOfTheArchive, "the archive can be left", "REG-STAGE-01"),
+    adapter_mutant(ArtifactsAreReplaced, "artifacts are replaced", "REG-ARTIFACT-01"),
+    adapter_mutant(OldestFirst, "versions come oldest first", "REG-LIST-01", others=1),
+    adapter_mutant(StageFilterIsIgnored, "the stage is ignored", "REG-LIST-01"),
+    adapter_mutant(DepthIsIgnored, "max_depth is ignored", "REG-LINEAGE-01"),
+    adapter_mutant(OnlyAncestors, "descendants are ancestors", "REG-LINEAGE-01"),
+    adapter_mutant(CyclesAreLeftOut, "cycles are left out", "REG-LINEAGE-02"),
+    adapter_mutant(RevisionsAreIgnored, "revisions are ignored", "HUB-INFO-02"),
+    adapter_mutant(CountsNothing, "files are not counted", "HUB-INFO-01"),
+    adapter_mutant(FilesReversed, "files are not sorted", "HUB-LIST-01"),
+    adapter_mutant(DownloadsLoseCrc, "chunks have no CRC", "HUB-DOWNLOAD-01", others=2),
+    adapter_mutant(MissingFilesAreEmpty, "a missing file is empty", "HUB-DOWNLOAD-02", others=3),
+    adapter_mutant(RelativeSnapshots, "snapshots lie at a relative path", "HUB-SNAPSHOT-01"),
+    adapter_mutant(UploadsUnchecked, "uploads are not verified", "HUB-UPLOAD-02"),
 )

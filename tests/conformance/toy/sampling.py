@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,7 +157,7 @@ class ToySampling(sampling_pb2_grpc.SamplingServiceServicer):
         """logprobs of tokens[1:]."""
         return session.now.logprobs(tokens[:-1], tokens[1:])
 
-    async def StreamSample(self, request: Any, context: Any) -> Any:
+    async def StreamSample(self, request: Any, context: Any) -> AsyncIterator[pb.StreamSampleResponse]:
         session = self.session(request.session_id)
         prompt = self.prompt(request.prompt_tokens_int32, "prompt_tokens_int32", room=1)
         for number in range(request.num_samples):
