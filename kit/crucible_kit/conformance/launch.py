@@ -133,15 +133,21 @@ class AdapterChild:
         if process.stdin is not None:
             process.stdin.close()
         if process.returncode is None:
-            process.send_signal(number)
+            _signal(process, number)
         try:
             await asyncio.wait_for(process.wait(), _STOP_SECONDS)
         except TimeoutError:
             logger.warning("the adapter did not end in %g s and is killed", _STOP_SECONDS)
-            process.kill()
+            _signal(process, signal.SIGKILL)
             await process.wait()
         readers, self._readers = self._readers, []
         await asyncio.gather(*readers, return_exceptions=True)
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """To it and to what it started itself, as a shell does."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from crucible.adapter.v1 import adapter_pb2, adapter_pb2_grpc
@@ -25,8 +26,8 @@ from crucible_kit.settings import parse_settings, unknown_key
 logger = logging.getLogger(__name__)
 
 
-def settings_of(port: str, values: Mapping[str, Any]) -> SuiteSettings:
-    """The settings of a port's suite.
+def settings_of(port: str, values: Mapping[str, Any] = MappingProxyType({})) -> SuiteSettings:
+    """The settings of a port's suite; what is not given has its default.
 
     Raises:
         InvalidArgumentError: CONFIG_INVALID naming each bad key.
