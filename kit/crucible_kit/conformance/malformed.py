@@ -24,6 +24,8 @@ _FORMATS = {
     constraints_pb2.FieldConstraints.FORMAT_URI: "test:x",
 }
 _NOT_MATCHING = (" ", "~", "not one", "/", "..", "\u00e9", "0")
+# One of them matches every pattern so far.
+_TEXTS = ("x", "xxx")
 _INTEGERS = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
@@ -161,6 +163,9 @@ def _breaking(field: FieldDescriptor, wanted: Rule) -> Iterator[tuple[Any, str]]
             yield _UNKNOWN_ENUM, f"is {_UNKNOWN_ENUM}, which is no value of the enum"
         case Rule.MAX_LEN:
             yield from _too_long(kind, rule)
+            if _has_text_keys(field):
+                limit = rule.max_len if rule.HasField("max_len") else DEFAULT_MAX_CHARACTERS
+                yield _Keyed("x" * (limit + 1)), f"has a key of {limit + 1} characters, at most {limit} are allowed"
         case Rule.PATTERN if rule.pattern:
             yield from (
                 (text, f"is {text!r}, which does not match {rule.pattern}")
@@ -206,6 +211,20 @@ class _Many:
     count: int
 
 
+@dataclass(frozen=True)
+class _Keyed:
+    """One entry of a map, under this key."""
+
+    key: str
+
+
+def _has_text_keys(field: FieldDescriptor) -> bool:
+    target = field.message_type
+    if target is None or not target.GetOptions().map_entry:
+        return False
+    return target.fields_by_name["key"].type == FieldDescriptor.TYPE_STRING
+
+
 def _element(field: FieldDescriptor) -> FieldDescriptor:
     """What one entry is; of a map, its value."""
     target = field.message_type
@@ -228,11 +247,15 @@ def _value(field: FieldDescriptor) -> Any:
         return value if kind.cpp_type in _FLOATS else int(value)
     if kind.type == FieldDescriptor.TYPE_BYTES:
         return b"\0\0\0\0"
-    return _FORMATS.get(rule.format, "x")
+    if rule.format in _FORMATS:
+        return _FORMATS[rule.format]
+    return next(text for text in _TEXTS if re.fullmatch(rule.pattern or "x", text))
 
 
 def _set(message: Any, field: FieldDescriptor, value: Any) -> str:
-    """Sets a field to one value, to many entries, or to nothing (None); answers where the value is in the path."""
+    """Sets a field to one value, to many entries, to one under a key, or to nothing (None); answers where the value is
+    in the path.
+    """
     name = field.name
     if value is None:
         message.ClearField(name)
@@ -246,6 +269,10 @@ def _set(message: Any, field: FieldDescriptor, value: Any) -> str:
                 _put(getattr(message, name), f"x{number}", each)
         else:
             getattr(message, name).extend([each] * value.count)
+        return ""
+    if isinstance(value, _Keyed):
+        message.ClearField(name)
+        _put(getattr(message, name), value.key, _value(field))
         return ""
     if is_map:
         _put(getattr(message, name), "x", value)

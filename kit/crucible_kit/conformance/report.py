@@ -14,8 +14,8 @@ from crucible_kit.conformance.requirement import Requirement
 from crucible_kit.errors import field_error
 from crucible_kit.settings import unknown_key
 
-# What XML can't hold, however it is escaped.
-_NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# What XML can't hold, however it is escaped, and what steers a terminal.
+_NOT_PLAIN = re.compile("[^\t\n\r\u0020-\u007e\u00a0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class Verdict(Enum):
@@ -103,22 +103,23 @@ class Report:
         """Requirements with this verdict, in order."""
         return [each.requirement.id for each in self.results if each.verdict is verdict]
 
-    def with_known_failing(self, ids: Collection[str], known: Collection[str]) -> Report:
-        """The report with these requirements marked as known to fail.
-
-        Raises:
-            InvalidArgumentError: FIELD_INVALID for an id that is not among the `known` ones.
-        """
-        for each in ids:
-            if each not in known:
-                raise field_error("known-failing", f"{each!r}: {unknown_key(each, known)}".replace("key", "id"))
+    def with_known_failing(self, ids: Collection[str]) -> Report:
+        """The report with these requirements marked as known to fail."""
         return replace(self, results=[replace(each, known=each.requirement.id in set(ids)) for each in self.results])
 
 
-def parse_known_failing(text: str) -> list[str]:
-    """The ids of a file: one a line, what follows a # is a remark."""
+def parse_known_failing(text: str, requirements: Collection[Requirement]) -> list[str]:
+    """The ids of a file: one a line, what follows a # is a remark.
+
+    Raises:
+        InvalidArgumentError: FIELD_INVALID for what is the id of none of the requirements.
+    """
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    return [line for line in lines if line]
+    ids, known = [line for line in lines if line], [each.id for each in requirements]
+    for each in ids:
+        if each not in known:
+            raise field_error("known-failing", f"{each!r}: {unknown_key(each, known)}".replace("key", "id"))
+    return ids
 
 
 def as_markdown(report: Report) -> str:
@@ -150,7 +151,8 @@ def _verdict(result: Result) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    # What an adapter says may hold anything.
+    return " ".join(_plain(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def as_json(report: Report) -> str:
@@ -167,7 +169,6 @@ def as_json(report: Report) -> str:
             "advice": list(report.advice),
         },
         indent=2,
-        ensure_ascii=False,
     )
 
 
@@ -208,7 +209,7 @@ def as_junit(report: Report) -> str:
         ("adapter", report.adapter),
         ("capabilities", " ".join(report.capabilities)),
     ):
-        ElementTree.SubElement(properties, "property", name=name, value=_xml(value))
+        ElementTree.SubElement(properties, "property", name=name, value=_plain(value))
     for each in report.results:
         case = ElementTree.SubElement(
             suite,
@@ -218,14 +219,14 @@ def as_junit(report: Report) -> str:
             time=f"{each.seconds:.3f}",
         )
         if each.bad:
-            problem = ElementTree.SubElement(case, "failure", message=_xml(each.problem))
-            problem.text = _xml(f"{each.requirement.text}\n{each.requirement.quote}".rstrip())
+            problem = ElementTree.SubElement(case, "failure", message=_plain(each.problem))
+            problem.text = _plain(f"{each.requirement.text}\n{each.requirement.quote}".rstrip())
         elif _skips(each):
-            ElementTree.SubElement(case, "skipped", message=_xml(each.problem))
+            ElementTree.SubElement(case, "skipped", message=_plain(each.problem))
         elif each.verdict is Verdict.ADVICE:
-            ElementTree.SubElement(case, "system-out").text = _xml(each.problem)
+            ElementTree.SubElement(case, "system-out").text = _plain(each.problem)
     if report.advice:
-        ElementTree.SubElement(suite, "system-out").text = _xml("\n".join(report.advice))
+        ElementTree.SubElement(suite, "system-out").text = _plain("\n".join(report.advice))
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
@@ -236,8 +237,8 @@ def _skips(result: Result) -> bool:
     return result.verdict is Verdict.SKIPPED or (result.verdict is Verdict.FAILED and result.known)
 
 
-def _xml(text: str) -> str:
-    return _NO_XML.sub("\ufffd", text)
+def _plain(text: str) -> str:
+    return _NOT_PLAIN.sub("\ufffd", text)
 
 
 REPORTS: dict[str, Callable[[Report], str]] = {"md": as_markdown, "json": as_json, "junit": as_junit}

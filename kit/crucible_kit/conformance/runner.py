@@ -25,6 +25,8 @@ from crucible_kit.settings import parse_settings, unknown_key
 
 logger = logging.getLogger(__name__)
 
+_FIRST_SECONDS = 10.0
+
 
 def settings_of(port: str, values: Mapping[str, Any] = MappingProxyType({})) -> SuiteSettings:
     """The settings of a port's suite; what is not given has its default.
@@ -56,12 +58,13 @@ async def run_suite(
         on_result: called with each result as it comes.
 
     Raises:
-        KitchenError: nobody answers at all; FIELD_INVALID when `only` names nothing.
+        UnavailableError: ADAPTER_UNAVAILABLE: nobody answers at all.
+        InvalidArgumentError: FIELD_INVALID: `only` names nothing.
     """
     chosen = _chosen(port, only)
     suite = suite_of(port)
     settings = suite.settings() if settings is None else settings
-    info = await _first_call(channel, settings)
+    info = await _first_call(channel, settings, target)
     context = Context(channel, suite, settings, info)
     context.restart_with(restart)
     results = []
@@ -88,12 +91,16 @@ def _chosen(port: str, only: Collection[str]) -> list[Requirement]:
     return [each for each in requirements if not only or each.id.startswith(tuple(only))]
 
 
-async def _first_call(channel: Channel, settings: SuiteSettings) -> adapter_pb2.GetAdapterInfoResponse:
-    probe = ProbeChannel(channel, call_seconds=settings.call_seconds)
+async def _first_call(channel: Channel, settings: SuiteSettings, target: str) -> adapter_pb2.GetAdapterInfoResponse:
+    limit = min(settings.call_seconds, _FIRST_SECONDS)
+    probe = ProbeChannel(channel, call_seconds=limit)
     try:
         return await handshake(adapter_pb2_grpc.AdapterServiceStub(probe))  # pyright: ignore[reportArgumentType]
-    except (UnavailableError, DeadlineExceededError):
-        raise  # nobody is there to be tested
+    except (UnavailableError, DeadlineExceededError) as error:
+        raise UnavailableError(
+            f"no adapter answers at {target or 'the target'} within {limit:g} s: {error.message}",
+            reason="ADAPTER_UNAVAILABLE",
+        ) from error
     except KitchenError:
         # HSK-INFO-01 tells it; the rest may still be looked at.
         return adapter_pb2.GetAdapterInfoResponse()

@@ -119,9 +119,10 @@ def conformance(
         raise click.UsageError("give either --target ADDR or --exec COMMAND")
     try:
         suite_settings = settings_of(port, parse_settings(settings))
-        known = [] if known_failing is None else parse_known_failing(known_failing.read_text("utf-8"))
+        listed = "" if known_failing is None else known_failing.read_text("utf-8")
+        known = parse_known_failing(listed, requirements_of(port))
         report = asyncio.run(_run(port, address, command, parse_settings(options), suite_settings, only, target))
-        report = report.with_known_failing(known, [each.id for each in requirements_of(port)])
+        report = report.with_known_failing(known)
     except InvalidArgumentError as error:
         raise click.UsageError(one_line(error.message)) from error
     if form == "table" or output is not None:
