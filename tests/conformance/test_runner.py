@@ -196,7 +196,7 @@ async def test_an_adapter_without_a_handshake_is_tested_all_the_same() -> None:
 async def test_where_nobody_is_nothing_is_tested(tmp_path: Any) -> None:
     channel = connect(f"unix:{tmp_path / 'nobody'}", retry=False)
     try:
-        with pytest.raises(UnavailableError, match="no adapter answers at over there within 0.5 s"):
+        with pytest.raises(UnavailableError, match=r"no adapter answers at over there within 0\.5 s"):
             await run_suite(channel, "blob", settings_of("blob", {"call_seconds": 0.5}), target="over there")
     finally:
         await channel.close()

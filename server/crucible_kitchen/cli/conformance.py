@@ -31,7 +31,7 @@ from crucible_kit.conformance import (
     settings_of,
 )
 from crucible_kit.errors import InvalidArgumentError
-from crucible_kitchen.cli.options import Target, credential_options
+from crucible_kitchen.cli.options import Target, adapter_options
 from crucible_kitchen.cli.output import one_line
 from crucible_kitchen.cli.values import parse_settings
 
@@ -85,7 +85,7 @@ _STYLES = {
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="File with the ids of requirements that are known to fail, one a line. One that passes is an error.",
 )
-@credential_options
+@adapter_options
 @click.pass_context
 def conformance(
     context: click.Context,

@@ -37,8 +37,11 @@ def _file(*names: str, help: str) -> Any:
     return click.option(*names, type=click.Path(dir_okay=False, path_type=Path), help=help)
 
 
-_CREDENTIAL_OPTIONS = (
-    click.option("--token", default="", envvar="KITCHEN_TOKEN", help="Bearer token. [KITCHEN_TOKEN]"),
+def _token(variable: str) -> Any:
+    return click.option("--token", default="", envvar=variable, help=f"Bearer token. [{variable}]")
+
+
+_TLS_OPTIONS = (
     click.option("--tls", is_flag=True, help="Encrypt, checking the server with the system's authorities."),
     _file("--ca-cert", help="Encrypt, checking the server with these authorities (PEM)."),
     _file("--cert", help="The client's own certificate (PEM), with --key."),
@@ -48,8 +51,11 @@ _SERVER_OPTIONS = (
     click.option(
         "--server", default="", envvar="KITCHEN_SERVER", metavar="ADDR", help="Address of a server. [KITCHEN_SERVER]"
     ),
-    *_CREDENTIAL_OPTIONS,
+    _token("KITCHEN_TOKEN"),
+    *_TLS_OPTIONS,
 )
+# A kitchen's token is nobody's but the kitchen's.
+_ADAPTER_OPTIONS = (_token("KITCHEN_ADAPTER_TOKEN"), *_TLS_OPTIONS)
 _EMBEDDED_OPTIONS = (
     click.option(
         "--data",
@@ -68,9 +74,9 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return _with_target(command, _SERVER_OPTIONS)
 
 
-def credential_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of a command that names the other side itself: token and TLS; it gets them as `target`."""
-    return _with_target(command, _CREDENTIAL_OPTIONS)
+def adapter_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Token and TLS of a command that talks to an adapter; it gets them as `target`."""
+    return _with_target(command, _ADAPTER_OPTIONS)
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
