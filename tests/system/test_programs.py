@@ -9,6 +9,8 @@ import re
 import shlex
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,16 @@ async def told(call: Any) -> bytes:
     return f"{error.reason} {error.message} {error.metadata} {error.fields} {cause!r}".encode() + trailers
 
 
-async def test_secrets_that_adapters_throw_back_show_nowhere(tmp_path: Path, config: dict[str, Any]) -> None:
+@pytest.fixture
+def listen() -> Iterator[str]:
+    """A socket, which is its user's alone: only there may a mapping with a token be added. Short: at most 107 bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield f"unix:{folder}/k"
+
+
+async def test_secrets_that_adapters_throw_back_show_nowhere(
+    tmp_path: Path, config: dict[str, Any], listen: str
+) -> None:
     program, folder = ROOT / "tests" / "server" / "program.py", tmp_path / "program"
     command = [sys.executable, str(program), str(folder), "leaks"]
     blob = {"command": command, "options": {"note": f"uses {PASSWORD}"}, "secrets": {"api_key": "BLOB_KEY"}}
@@ -132,7 +143,8 @@ async def test_secrets_that_adapters_throw_back_show_nowhere(tmp_path: Path, con
     manifest = write_manifest(tmp_path / "kitchen.yaml", blob=blob, dataset=dataset)
     environment = {**ENVIRONMENT, "BLOB_KEY": KEY, "ROWS_PASSWORD": PASSWORD, "HUB_TOKEN_OF_TEST": TOKEN}
     seen: dict[str, bytes] = {}
-    with serving(tmp_path / "data", "--manifest", str(manifest), environment=environment) as server:
+    arguments = ("--listen", listen, "--manifest", str(manifest))
+    with serving(tmp_path / "data", *arguments, environment=environment) as server:
         async with KitchenClient.connect(server.address) as kitchen:
             blobs, rows = kitchen.port("blob"), kitchen.port("dataset")
             source = dataset_pb2.DatasetSource(uri="builtin:word-problems")
