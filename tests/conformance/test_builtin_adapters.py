@@ -23,7 +23,7 @@ from tests.conformance.toy.training import ToyTraining
 Made = AbstractAsyncContextManager[tuple[Servicers, Capabilities]]
 
 LOCAL = ("blob.local", "dataset.local", "hub.local", "metrics.sqlite", "registry.sqlite", "tokenizer.tokenizers")
-# That messages of 32 MiB pass is the same for all whom the kit serves; the toys show it.
+# That messages of 32 MiB pass is the same for all whom the kit serves: test_torch_engine.py shows it on each binding.
 _SMALL = {"largest_message_bytes": 1024 * 1024}
 # The others need a model or somebody else's service.
 INSTALLED = [
