@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,7 @@ CANCELLED = operation_pb2.OPERATION_STATE_CANCELLED
 KEPT = 64
 _WINDOW = 64
 _IN_FLIGHT = 64
+_TICK = 0.01
 Work = Callable[[], tuple[str, Message]]
 """The name of the result's field in AwaitOperationResponse, and the result."""
 
@@ -49,7 +51,8 @@ class Operations:
     Attributes:
         ordered: numbers are dense from 1; otherwise they only tell calls apart.
         next_sequence: the number expected next.
-        hold_seconds: how long an early call is held.
+        hold_seconds: how long an early call is held, in time that the event loop was running: while the machine
+            stands still, the calls that must come before do too.
     """
 
     def __init__(self, *, ordered: bool, hold_seconds: float = 0.4) -> None:
@@ -119,10 +122,12 @@ class Operations:
             raise self.gap(sequence)
         turn = self._turns.setdefault(sequence, asyncio.Event())
         try:
-            async with asyncio.timeout(self.hold_seconds):
-                await turn.wait()
-        except TimeoutError:
-            raise self.gap(sequence) from None
+            for _ in range(max(1, round(self.hold_seconds / _TICK))):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_TICK):
+                        await turn.wait()
+                        return
+            raise self.gap(sequence)
         finally:
             self._turns.pop(sequence, None)
 
