@@ -143,7 +143,7 @@ def main() -> None:
     per_epoch = math.ceil(len(train) / args.batch_size)
     total = min(args.epochs * per_epoch, args.max_steps or args.epochs * per_epoch)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=args.weight_decay
+        model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=True
     )
     model.train()
     losses: list[float] = []

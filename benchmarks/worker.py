@@ -31,19 +31,14 @@ class Worker:
         self._log = log
 
     @classmethod
-    async def start(cls, module: str, *arguments: object, passive: bool = True) -> Worker:
-        """Starts a module of this folder in the driver's interpreter. Returns when it waits for its first command.
-
-        Args:
-            passive: waiting threads sleep, as the engine's do, where OpenMP would have them spin for a while.
-        """
+    async def start(cls, module: str, *arguments: object) -> Worker:
+        """Starts a module of this folder in the driver's interpreter. Returns when it waits for its first command."""
         log = tempfile.TemporaryFile()  # noqa: SIM115  # the worker's for as long as it lives
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", f"benchmarks.{module}", *(str(each) for each in arguments)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
-            env={**os.environ, **({"OMP_WAIT_POLICY": "PASSIVE"} if passive else {})},
             limit=2**24,
         )
         worker = cls(module, process, log)

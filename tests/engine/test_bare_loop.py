@@ -24,7 +24,7 @@ def bare_steps(
     net: torch.nn.Module, batches: list[list[Datum]], *, decay: float, clip: float
 ) -> dict[str, torch.Tensor]:
     """Padded rows, transformers' forward, torch's autograd, clipping and AdamW."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=decay)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=decay, fused=True)
     for data in batches:
         width = max(len(datum.tokens) for datum in data)
         tokens_BT = torch.zeros(len(data), width, dtype=torch.long)

@@ -1,16 +1,20 @@
 """AdamW over named parameters, with the size of the change it made.
 
-Values are those of torch.optim.AdamW (decoupled weight decay). Written out because the update's norm comes for free
-here (torch's needs a copy of all weights), the options may change on every step, and parameters in half precision get
-a float32 master copy: bf16 weights alone would round most small updates away.
+The update is torch.optim's fused AdamW (decoupled weight decay). Around it stand what its class does not do: options
+that change on every step, the norm of the weights' change, and a float32 master copy of parameters in half precision:
+bf16 weights alone would round most small updates away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch.optim.adamw import adamw
+
+_GROUP_ELEMENTS = 2**22
+"""Weights that are updated in one call, at most: the copies of those before it, for the norm, take 16 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,42 +57,66 @@ def adamw_step(
 ) -> float:
     """Apply one step to every parameter that has a gradient; returns the L2 norm of the weights' change.
 
-    `grad_norm` is the global norm of the gradients, which clipping scales by. Gradients are consumed. Each operation
-    is the one that torch.nn.utils.clip_grad_norm_ and torch.optim.AdamW do, in their order, so the bits are theirs.
+    `grad_norm` is the global norm of the gradients, which clipping scales by, as torch.nn.utils.clip_grad_norm_ does.
+    Gradients are consumed.
     """
-    state.step += 1
     clip = None
     if options.grad_clip_norm > 0:
         clip = (options.grad_clip_norm / (grad_norm + 1e-6)).clamp(max=1.0)
-    step_size = options.learning_rate / (1.0 - options.beta1**state.step)
-    root_correction = (1.0 - options.beta2**state.step) ** 0.5
-    decay = options.learning_rate * options.weight_decay
     changes = []
+    for names in _groups(parameters):
+        weights = [_master(name, parameters[name], state) for name in names]
+        for name, weight in zip(names, weights, strict=True):
+            if name not in state.exp_avg:
+                state.exp_avg[name] = torch.zeros_like(weight)
+                state.exp_avg_sq[name] = torch.zeros_like(weight)
+        grads = [_gradient(parameters[name]) for name in names]
+        if clip is not None:
+            torch._foreach_mul_(grads, clip)
+        before = [weight.clone() for weight in weights]
+        adamw(
+            weights,
+            grads,
+            [state.exp_avg[name] for name in names],
+            [state.exp_avg_sq[name] for name in names],
+            max_exp_avg_sqs=[],
+            state_steps=[torch.tensor(float(state.step), device=weight.device) for weight in weights],
+            fused=True,
+            amsgrad=False,
+            beta1=options.beta1,
+            beta2=options.beta2,
+            lr=options.learning_rate,
+            weight_decay=options.weight_decay,
+            eps=options.eps,
+            maximize=False,
+        )
+        torch._foreach_sub_(before, weights)
+        changes += torch._foreach_norm(before)
+        for name, weight in zip(names, weights, strict=True):
+            if weight is not parameters[name]:
+                parameters[name].copy_(weight)
+    state.step += 1
+    return float(torch.linalg.vector_norm(torch.stack(changes)))
+
+
+def _groups(parameters: Mapping[str, torch.nn.Parameter]) -> Iterator[list[str]]:
+    """Names of parameters that have a gradient, in order, a bounded number of weights at a time."""
+    group, elements = [], 0
     for name, parameter in parameters.items():
         if parameter.grad is None:
             continue
-        grad = parameter.grad.to(_state_dtype(parameter))
-        if clip is not None:
-            grad = grad.mul_(clip)
-        weight = _master(name, parameter, state)
-        if name not in state.exp_avg:
-            state.exp_avg[name] = torch.zeros_like(weight)
-            state.exp_avg_sq[name] = torch.zeros_like(weight)
-        exp_avg, exp_avg_sq = state.exp_avg[name], state.exp_avg_sq[name]
-        decayed = weight * -decay if decay else None
-        if decay:
-            weight.mul_(1 - decay)
-        exp_avg.lerp_(grad, 1 - options.beta1)
-        exp_avg_sq.mul_(options.beta2).addcmul_(grad, grad, value=1 - options.beta2)
-        denominator = (exp_avg_sq.sqrt() / root_correction).add_(options.eps)
-        weight.addcdiv_(exp_avg, denominator, value=-step_size)
-        change = torch.div(exp_avg, denominator, out=denominator).mul_(-step_size)
-        if decayed is not None:
-            change.add_(decayed)
-        if weight is not parameter:
-            parameter.copy_(weight)
-        changes.append(torch.linalg.vector_norm(change))
-    return float(torch.linalg.vector_norm(torch.stack(changes)))
+        if group and elements + parameter.numel() > _GROUP_ELEMENTS:
+            yield group
+            group, elements = [], 0
+        group.append(name)
+        elements += parameter.numel()
+    if group:
+        yield group
+
+
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad.to(_state_dtype(parameter))
 
 
 def _state_dtype(tensor: torch.Tensor) -> torch.dtype:
