@@ -9,7 +9,7 @@ from pydantic import Field
 
 from crucible.port.embedding.v1 import embedding_pb2, embedding_pb2_grpc
 from crucible.type.v1 import usage_pb2
-from crucible_adapters.fakes.listing import page
+from crucible_adapters.listing import page
 from crucible_adapters.fakes.providers import TOKEN, model_not_found, ordered_error
 from crucible_adapters.fakes.seeded import digest
 from crucible_adapters.threads import Threads

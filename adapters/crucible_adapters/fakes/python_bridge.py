@@ -13,7 +13,7 @@ from pydantic import Field
 
 from crucible.port.python_bridge.v1 import python_bridge_pb2 as pb
 from crucible.port.python_bridge.v1 import python_bridge_pb2_grpc
-from crucible_adapters.fakes.listing import page
+from crucible_adapters.listing import page
 from crucible_adapters.fakes.python_library import CallTimeout, Clock, Function, Library, MemoryLimit, libraries
 from crucible_adapters.fakes.python_sessions import LEASE_SECONDS, Session, Sessions
 from crucible_adapters.fakes.seeded import Requests

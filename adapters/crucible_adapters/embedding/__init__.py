@@ -1,0 +1,1 @@
+"""Texts as vectors, from providers and models."""

@@ -1,0 +1,1 @@
+"""Vector stores: collections of vectors, searched by distance."""
