@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from google.protobuf.struct_pb2 import Struct, Value
 from crucible.port.vector.v1 import vector_pb2 as pb
 from crucible.type.v1 import tensor_pb2
 from crucible_adapters.fakes.vector import FakeVectorStore, FakeVectorStoreOptions
+from crucible_adapters.vector.chroma import ChromaOptions, ChromaVectorStore
+from crucible_adapters.vector.memory import MemoryOptions, MemoryVectorStore
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from crucible_kit.tensors import from_tensor, to_tensor, unpack_floats
-from tests.contract.conftest import Binding
+from tests.contract.conftest import BINDINGS, Binding
 from tests.contract.listing import all_pages, assert_pages
 from tests.contract.refusals import refused
 
@@ -24,9 +27,23 @@ VECTORS = np.array([[1, 0], [0, 2], [-1, 0], [3, 0]], np.float32)
 METADATAS: list[dict[str, Any]] = [{"n": 1, "kind": "x"}, {"n": 2, "kind": "y"}, {"n": 3, "ok": True}, {}]
 
 
-@pytest.fixture
-async def stub(binding: Binding, context: AdapterContext) -> Any:
-    return await binding.stub(FakeVectorStore(FakeVectorStoreOptions(), context))
+# The fake over every binding: those are of no matter to what stands behind it.
+KINDS = [*(("fake", binding) for binding in BINDINGS), ("memory", "serialise"), ("chroma", "serialise")]
+
+
+@pytest.fixture(params=KINDS, ids="-".join)
+async def stub(request: pytest.FixtureRequest, context: AdapterContext) -> AsyncIterator[Any]:
+    kind, binding = request.param
+    if kind == "fake":
+        adapter: Any = FakeVectorStore(FakeVectorStoreOptions(), context)
+    elif kind == "memory":
+        adapter = MemoryVectorStore(MemoryOptions(), context)
+    else:
+        pytest.importorskip("chromadb")
+        adapter = ChromaVectorStore(ChromaOptions(), context)
+    bound = Binding(binding)
+    yield await bound.stub(adapter)
+    await bound.stop()
 
 
 def struct(value: dict[str, Any]) -> Struct:
