@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from crucible.port.deployment.v1 import deployment_pb2, deployment_pb2_grpc
-from crucible_adapters.listing import page
 from crucible_adapters.fakes.seeded import Requests, digest, logical_time, plain
+from crucible_adapters.listing import page
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions
 from crucible_kit.errors import AbortedError, FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from crucible_kit.settings import parse_settings

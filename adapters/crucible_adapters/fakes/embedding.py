@@ -9,20 +9,17 @@ from pydantic import Field
 
 from crucible.port.embedding.v1 import embedding_pb2, embedding_pb2_grpc
 from crucible.type.v1 import usage_pb2
-from crucible_adapters.listing import page
+from crucible_adapters.embedding.checks import check_request, check_size, normalized, text_too_long
 from crucible_adapters.fakes.providers import TOKEN, model_not_found, ordered_error
 from crucible_adapters.fakes.seeded import digest
+from crucible_adapters.listing import page
 from crucible_adapters.threads import Threads
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions
-from crucible_kit.channel import MAX_MESSAGE_BYTES
-from crucible_kit.errors import InvalidArgumentError, ResourceExhaustedError, capability_missing, field_error
 from crucible_kit.tensors import to_tensor
 
 _DIMENSIONS = {"fake-embedding": 64, "fake-embedding-large": 256}
 _DEFAULT = "fake-embedding"
 _MAX_TOKENS = 2048
-# Beside them there must be room for the rest of the message.
-_MAX_VECTORS_BYTES = MAX_MESSAGE_BYTES - 64 * 1024
 _USD_PER_MILLION = 0.1
 
 
@@ -56,18 +53,12 @@ class FakeEmbedding(embedding_pb2_grpc.EmbeddingServiceServicer):
         model = request.model or _DEFAULT
         if model not in _DIMENSIONS:
             raise model_not_found(model, sorted(_DIMENSIONS))
-        if request.use != embedding_pb2.TEXT_USE_UNSPECIFIED:
-            raise capability_missing("embedding", "embedding.text_use", "leave `use` out")
+        check_request(request, self.description.capabilities)
         return await self._threads.run(self._embed, request, model)
 
     def _embed(self, request: embedding_pb2.EmbedTextsRequest, model: str) -> embedding_pb2.EmbedTextsResponse:
         dimension = request.dimension if request.HasField("dimension") else _DIMENSIONS[model]
-        if len(request.texts) * dimension * 4 > _MAX_VECTORS_BYTES:
-            raise ResourceExhaustedError(
-                f"{len(request.texts)} vectors of {dimension} float32 don't fit into a message: send fewer texts",
-                reason="RESULT_TOO_LARGE",
-                metadata={"limit_bytes": _MAX_VECTORS_BYTES},
-            )
+        check_size(len(request.texts), dimension)
         tokens = [_tokens(text, number) for number, text in enumerate(request.texts)]
         vectors_ND = np.zeros((len(tokens), dimension), np.float32)
         for vector_D, words in zip(vectors_ND, tokens, strict=True):
@@ -75,8 +66,7 @@ class FakeEmbedding(embedding_pb2_grpc.EmbeddingServiceServicer):
                 bits = int(digest(self._seed, model, word)[:16], 16)
                 vector_D[(bits >> 1) % dimension] += 1.0 if bits & 1 else -1.0
         if request.normalize:
-            lengths_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-            vectors_ND = np.divide(vectors_ND, lengths_N1, out=vectors_ND, where=lengths_N1 > 0)
+            vectors_ND = normalized(vectors_ND)
         count = sum(len(each) for each in tokens)
         return embedding_pb2.EmbedTextsResponse(
             model=model,
@@ -103,17 +93,10 @@ def _model(name: str) -> embedding_pb2.EmbeddingModel:
 
 
 def _tokens(text: str, number: int) -> list[str]:
-    field = f"texts[{number}]"
-    if not text:
-        raise field_error(field, "is empty: leave it out")
     error = ordered_error(text, "raise")
     if error is not None:
         raise error
     tokens = TOKEN.findall(text.casefold())
     if len(tokens) > _MAX_TOKENS:
-        raise InvalidArgumentError(
-            f"{field}: has {len(tokens)} tokens, at most {_MAX_TOKENS} are taken: split it",
-            reason="TEXT_TOO_LONG",
-            metadata={"field": field, "index": number, "limit": _MAX_TOKENS, "tokens": len(tokens)},
-        )
+        raise text_too_long(number, _MAX_TOKENS, tokens=len(tokens))
     return tokens

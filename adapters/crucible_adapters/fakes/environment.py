@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from crucible.port.environment.v1 import environment_pb2, environment_pb2_grpc
 from crucible.type.v1 import message_pb2
-from crucible_adapters.listing import page
 from crucible_adapters.fakes.seeded import Requests, content_of, plain
+from crucible_adapters.listing import page
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions, to_struct
 from crucible_kit.determinism import derive_seed
 from crucible_kit.errors import (

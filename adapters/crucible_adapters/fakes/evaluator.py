@@ -13,9 +13,9 @@ from pydantic import BaseModel, Field
 from crucible.port.evaluator.v1 import evaluator_pb2, evaluator_pb2_grpc
 from crucible.type.v1 import usage_pb2
 from crucible_adapters.fakes.evaluation_tasks import TASKS, Task, aggregate, describe, solve
-from crucible_adapters.listing import page
 from crucible_adapters.fakes.providers import count_tokens
 from crucible_adapters.fakes.seeded import plain, to_json
+from crucible_adapters.listing import page
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions
 from crucible_kit.determinism import derive_seed
 from crucible_kit.errors import (

@@ -10,9 +10,9 @@ from pydantic import Field
 from crucible.port.llm.v1 import llm_pb2, llm_pb2_grpc
 from crucible.type.v1 import message_pb2, usage_pb2
 from crucible_adapters.fakes.chat_replies import ChatRequest, Reply, pieces, reply_to
-from crucible_adapters.listing import page
 from crucible_adapters.fakes.providers import count_tokens, model_not_found, ordered_error
 from crucible_adapters.fakes.seeded import content_of, digest
+from crucible_adapters.listing import page
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions, to_struct
 from crucible_kit.errors import InvalidArgumentError, field_error
 from crucible_kit.messages import message_text, refuse_unusable

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from crucible.port.python_bridge.v1 import python_bridge_pb2 as pb
 from crucible.port.python_bridge.v1 import python_bridge_pb2_grpc
-from crucible_adapters.listing import page
 from crucible_adapters.fakes.python_library import CallTimeout, Clock, Function, Library, MemoryLimit, libraries
 from crucible_adapters.fakes.python_sessions import LEASE_SECONDS, Session, Sessions
 from crucible_adapters.fakes.seeded import Requests
+from crucible_adapters.listing import page
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions
 from crucible_kit.errors import (
     DeadlineExceededError,

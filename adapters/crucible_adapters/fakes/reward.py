@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from crucible.port.reward.v1 import reward_pb2, reward_pb2_grpc
-from crucible_adapters.listing import page
 from crucible_adapters.fakes.providers import count_tokens
 from crucible_adapters.fakes.seeded import plain
+from crucible_adapters.listing import page
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions, to_struct
 from crucible_kit.errors import InvalidArgumentError, KitchenError, NotFoundError, field_error, to_failure
 from crucible_kit.messages import message_text, refuse_unusable

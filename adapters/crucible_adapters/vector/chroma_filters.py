@@ -62,7 +62,9 @@ def to_where(filter_: vector_pb2.Filter) -> dict[str, Any]:
 def _where(filter_: vector_pb2.Filter) -> dict[str, Any]:
     kind = filter_.WhichOneof("filter")
     if kind != "condition":
-        return _joined("$and" if kind == "all" else "$or", [_where(each) for each in getattr(filter_, str(kind)).filters])
+        return _joined(
+            "$and" if kind == "all" else "$or", [_where(each) for each in getattr(filter_, str(kind)).filters]
+        )
     condition = filter_.condition
     key, name = to_key(condition.key), _OPERATORS[condition.operator]
     value: Any = MessageToDict(condition.value)

@@ -16,9 +16,8 @@ from google.protobuf.json_format import MessageToDict
 from crucible.port.vector.v1 import vector_pb2
 from crucible_adapters.vector.chroma_errors import ChromaErrors
 from crucible_adapters.vector.chroma_filters import from_metadata, to_key, to_where
-from crucible_adapters.vector.items import Item, distances, read_items
-from crucible_adapters.vector.memory import nearest_of
-from crucible_adapters.vector.service import Near, Stored, collection_exists
+from crucible_adapters.vector.items import Item, Near, distances, nearest, read_items
+from crucible_adapters.vector.service import Stored, collection_exists
 from crucible_kit.adapter import to_struct
 from crucible_kit.tensors import to_tensor
 
@@ -187,14 +186,14 @@ class ChromaStore:
 
     def _connected(self) -> Any:
         import chromadb
-        from chromadb.api import ServerAPI
-        from chromadb.api.client import Client
-        from chromadb.config import Settings, System
+        from chromadb.config import Settings
 
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             settings = Settings(anonymized_telemetry=False)
             return chromadb.PersistentClient(str(self._folder), settings, self._tenant, self._database)
+        from crucible_adapters.vector.chroma_http import TimedClient
+
         settings = Settings(
             anonymized_telemetry=False,
             chroma_api_impl="chromadb.api.fastapi.FastAPI",
@@ -203,12 +202,9 @@ class ChromaStore:
             chroma_server_ssl_enabled=self._ssl,
             chroma_server_headers=self._headers,
         )
-        system = System(settings)
-        # What chromadb.HttpClient does, but with a time limit: its own requests wait forever.
-        server: Any = system.instance(ServerAPI)
-        server._session.timeout = self._timeout
-        server._session.event_hooks = {"response": [self.errors.check_response]}
-        return Client.from_system(system, self._tenant, self._database)
+        return TimedClient(
+            settings, self._tenant, self._database, timeout=self._timeout, check=self.errors.check_response
+        )
 
 
 class ChromaCollection:
@@ -326,7 +322,7 @@ class ChromaCollection:
                 found.append(self._among_all(query_D, count, where))
                 continue
             vectors_ND = np.asarray(vectors_ND, np.float32)
-            near = sorted(map(Near, distances(vectors_ND, query_D, self._metric).tolist(), ids))
+            near = sorted(map(Near, distances(vectors_ND, query_D[np.newaxis], self._metric)[0].tolist(), ids))
             if fetched < total and near[-1].distance <= near[count - 1].distance:
                 more = min(fetched * 4, total)
                 found += self._group(query_D[np.newaxis], count, more, total, where)
@@ -343,7 +339,8 @@ class ChromaCollection:
             if order:
                 vectors_ND = np.asarray(part["embeddings"], np.float32)[order]
                 names = [part["ids"][place] for place in order]
-                near = sorted(near + nearest_of(names, vectors_ND, query_D, self._metric, count))[:count]
+                (found,) = nearest(names, vectors_ND, query_D[np.newaxis], self._metric, count)
+                near = sorted(near + found)[:count]
         return near
 
     def delete(self, ids: list[str]) -> None:

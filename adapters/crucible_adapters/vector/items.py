@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.struct_pb2 import Struct
@@ -15,6 +16,15 @@ from crucible_kit.errors import InvalidArgumentError, field_error
 from crucible_kit.tensors import from_tensor
 
 MAX_DIMENSION = 65536
+_BLOCK_ITEMS = 4096
+_BLOCK_QUERIES = 32
+
+
+class Near(NamedTuple):
+    """An item's distance from a query, float32, and its id; sorts as results do."""
+
+    distance: float
+    id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +107,50 @@ def read_vectors(tensor: tensor_pb2.Tensor, dimension: int, collection: str) -> 
     return vectors_ND
 
 
-def distances(items_ND: np.ndarray, query_D: np.ndarray, metric: int) -> np.ndarray:
-    """Distances of vectors from a query by a Metric, of shape [n].
+def distances(items_ND: np.ndarray, queries_QD: np.ndarray, metric: int) -> np.ndarray:
+    """Distances of vectors from queries by a Metric, of shape [q, n].
 
     They are computed in float64 and told as float32: what is equal on the wire is equal for the order too.
     """
-    wide_ND, query_D = items_ND.astype(np.float64, copy=False), query_D.astype(np.float64)
+    wide_ND, wide_QD = items_ND.astype(np.float64), queries_QD.astype(np.float64)
     match metric:
         case vector_pb2.METRIC_L2:
-            found_N = np.square(wide_ND - query_D).sum(axis=1)
+            # Not |a|^2 - 2ab + |b|^2: near vectors would cancel out.
+            found_QN = np.stack([np.square(wide_ND - query_D).sum(axis=1) for query_D in wide_QD])
         case vector_pb2.METRIC_INNER_PRODUCT:
-            found_N = 1 - wide_ND @ query_D
+            found_QN = 1 - wide_QD @ wide_ND.T
         case _:
-            lengths_N = np.sqrt(np.einsum("nd,nd->n", wide_ND, wide_ND)) * np.linalg.norm(query_D)
-            cosines_N = np.divide(wide_ND @ query_D, lengths_N, out=np.zeros_like(lengths_N), where=lengths_N > 0)
-            found_N = np.clip(1 - cosines_N, 0, 2)
+            lengths_QN = np.linalg.norm(wide_QD, axis=1)[:, np.newaxis] * np.linalg.norm(wide_ND, axis=1)
+            dots_QN = wide_QD @ wide_ND.T
+            found_QN = 1 - np.divide(dots_QN, lengths_QN, out=np.zeros_like(dots_QN), where=lengths_QN > 0)
+            found_QN = np.clip(found_QN, 0, 2)
     # Products of huge numbers are beyond float32.
     with np.errstate(over="ignore"):
-        return found_N.astype(np.float32)
+        return found_QN.astype(np.float32)
+
+
+def nearest(
+    ids: Sequence[str], vectors_ND: np.ndarray, queries_QD: np.ndarray, metric: int, count: int
+) -> list[list[Near]]:
+    """The nearest of the vectors for each query, equal distances by id. `ids` are the vectors', sorted."""
+    found: list[list[Near]] = []
+    for first in range(0, len(queries_QD), _BLOCK_QUERIES):
+        some_QD = queries_QD[first : first + _BLOCK_QUERIES]
+        # In blocks: their float64 copies stay small.
+        found_QN = np.concatenate(
+            [
+                distances(vectors_ND[start : start + _BLOCK_ITEMS], some_QD, metric)
+                for start in range(0, len(ids), _BLOCK_ITEMS)
+            ],
+            axis=1,
+        )
+        found += [_first(ids, found_N, count) for found_N in found_QN]
+    return found
+
+
+def _first(ids: Sequence[str], found_N: np.ndarray, count: int) -> list[Near]:
+    places_N = np.arange(len(ids))
+    if count < len(ids):
+        places_N = np.flatnonzero(found_N <= np.partition(found_N, count - 1)[count - 1])
+    order = places_N[np.argsort(found_N[places_N], kind="stable")][:count]
+    return [Near(float(found_N[place]), ids[place]) for place in order]

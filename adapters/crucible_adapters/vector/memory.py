@@ -11,11 +11,9 @@ from pydantic import Field
 
 from crucible.port.vector.v1 import vector_pb2
 from crucible_adapters.vector.filters import compiled
-from crucible_adapters.vector.items import Item, distances
-from crucible_adapters.vector.service import Near, Stored, VectorStoreAdapter
+from crucible_adapters.vector.items import Item, Near, nearest
+from crucible_adapters.vector.service import Stored, VectorStoreAdapter
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions
-
-_BLOCK_ITEMS = 4096
 
 
 class MemoryOptions(AdapterOptions):
@@ -152,8 +150,7 @@ class MemoryCollection:
             ids, vectors_ND = [ids[place] for place in places], vectors_ND[places]
         if not ids:
             return [[] for _ in queries_QD]
-        metric = self._collection.metric
-        return [nearest_of(ids, vectors_ND, query_D, metric, count) for query_D in queries_QD]
+        return nearest(ids, vectors_ND, queries_QD, self._collection.metric, count)
 
     def delete(self, ids: list[str]) -> None:
         if self._journal is not None:
@@ -165,25 +162,6 @@ class MemoryCollection:
     def _by_id(self) -> tuple[list[str], np.ndarray]:
         if self._sorted is None:
             ids = sorted(self._items)
-            vectors_ND = (
-                np.stack([self._items[each].vector_D for each in ids]) if ids else np.zeros((0, 1), np.float32)
-            )
+            vectors_ND = np.stack([self._items[each].vector_D for each in ids]) if ids else np.zeros((0, 1), np.float32)
             self._sorted = ids, vectors_ND
         return self._sorted
-
-
-def nearest_of(ids: Sequence[str], vectors_ND: np.ndarray, query_D: np.ndarray, metric: int, count: int) -> list[Near]:
-    """The nearest of the vectors, equal distances by id. `ids` are theirs, sorted."""
-    # In blocks: their float64 copies stay small.
-    found_N = np.concatenate(
-        [
-            distances(vectors_ND[start : start + _BLOCK_ITEMS], query_D, metric)
-            for start in range(0, len(ids), _BLOCK_ITEMS)
-        ]
-    )
-    if count < len(ids):
-        places_N = np.flatnonzero(found_N <= np.partition(found_N, count - 1)[count - 1])
-    else:
-        places_N = np.arange(len(ids))
-    order = places_N[np.argsort(found_N[places_N], kind="stable")][:count]
-    return [Near(float(found_N[place]), ids[place]) for place in order]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
 from crucible.port.vector.v1 import vector_pb2, vector_pb2_grpc
 from crucible_adapters.threads import Threads
 from crucible_adapters.vector.filters import compiled
-from crucible_adapters.vector.items import Item, read_items, read_vectors
+from crucible_adapters.vector.items import Item, Near, read_items, read_vectors
 from crucible_kit import paging
 from crucible_kit.adapter import AdapterDescription
 from crucible_kit.channel import MAX_MESSAGE_BYTES
@@ -23,13 +23,6 @@ T = TypeVar("T")
 _DEFAULT_RESULTS = 10
 _MAX_RESULT_BYTES = MAX_MESSAGE_BYTES - 1024 * 1024
 _MAX_PAGE_BYTES = 8 * 1024 * 1024
-
-
-class Near(NamedTuple):
-    """An item's distance from a query, float32, and its id; sorts as results do."""
-
-    distance: float
-    id: str
 
 
 class Stored(Protocol):
