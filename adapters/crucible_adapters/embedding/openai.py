@@ -148,6 +148,7 @@ class OpenAIEmbedding(embedding_pb2_grpc.EmbeddingServiceServicer):
         self._lock = asyncio.Lock()
         self._http: Any = None
         self._client: Any = None
+        self._headers: dict[str, Any] = {}
         self._closed = False
 
     async def close(self) -> None:
@@ -239,7 +240,8 @@ class OpenAIEmbedding(embedding_pb2_grpc.EmbeddingServiceServicer):
         raise text_too_long(first + place, limit)
 
     async def _attempt(self, client: Any, model: str, texts: list[str], dimension: int | None) -> _Answer:
-        more = {} if dimension is None else {"dimensions": dimension}
+        more: dict[str, Any] = {} if dimension is None else {"dimensions": dimension}
+        more["extra_headers"] = self._headers
         try:
             response = await client.embeddings.create(
                 model=model, input=texts, encoding_format=self._options.encoding, **more
@@ -312,18 +314,18 @@ class OpenAIEmbedding(embedding_pb2_grpc.EmbeddingServiceServicer):
         timeout = httpx2.Timeout(seconds, connect=min(_CONNECT_SECONDS, seconds))
         http = httpx2.AsyncClient(timeout=timeout, follow_redirects=False)
         # Without a key no header may claim one; the library reads OPENAI_API_KEY in place of None.
-        headers: dict[str, Any] = {} if self._key else {"Authorization": openai.Omit()}
+        self._headers = {} if self._key else {"Authorization": openai.Omit()}
         client = openai.AsyncOpenAI(
             api_key=self._key,
-            organization=self._options.organization or None,
-            project=self._options.project or None,
             base_url=self._said.address,
             timeout=timeout,
             max_retries=0,
-            default_headers=headers,
             http_client=http,
             _enforce_credentials=bool(self._key),
         )
+        # Set here, as the constructor takes them from the environment in place of None.
+        client.organization = self._options.organization or None
+        client.project = self._options.project or None
         return http, client
 
 
