@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from crucible_kit.tensors import from_tensor, to_tensor, unpack_floats
 from tests.contract.conftest import BINDINGS, Binding
 from tests.contract.listing import all_pages, assert_pages
 from tests.contract.refusals import refused
+from tests.vector.chroma_server import ChromaServer
 
 IDS = ["a", "b", "c", "d"]
 VECTORS = np.array([[1, 0], [0, 2], [-1, 0], [3, 0]], np.float32)
@@ -29,6 +30,15 @@ METADATAS: list[dict[str, Any]] = [{"n": 1, "kind": "x"}, {"n": 2, "kind": "y"},
 
 # The fake over every binding: those are of no matter to what stands behind it.
 KINDS = [*(("fake", binding) for binding in BINDINGS), ("memory", "serialise"), ("chroma", "serialise")]
+KINDS.append(("chroma_server", "serialise"))
+
+
+@pytest.fixture(scope="module")
+def chroma_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaServer]:
+    pytest.importorskip("chromadb")
+    server = ChromaServer(tmp_path_factory.mktemp("chroma"))
+    yield server
+    server.stop()
 
 
 @pytest.fixture(params=KINDS, ids="-".join)
@@ -40,9 +50,16 @@ async def stub(request: pytest.FixtureRequest, context: AdapterContext) -> Async
         adapter = MemoryVectorStore(MemoryOptions(), context)
     else:
         pytest.importorskip("chromadb")
-        adapter = ChromaVectorStore(ChromaOptions(), context)
+        place = {}
+        if kind == "chroma_server":
+            place = {"host": "127.0.0.1", "port": request.getfixturevalue("chroma_server").port}
+        adapter = ChromaVectorStore(ChromaOptions(**place), context)
     bound = Binding(binding)
-    yield await bound.stub(adapter)
+    stub = await bound.stub(adapter)
+    yield stub
+    if kind == "chroma_server":
+        for each in (await stub.ListCollections(pb.ListCollectionsRequest())).collections:
+            await stub.DeleteCollection(pb.DeleteCollectionRequest(name=each.name))
     await bound.stop()
 
 
@@ -278,7 +295,7 @@ async def test_items_page_by_id(stub: Any) -> None:
 
 
 # Chroma indexes the words of documents: 36 MB take it long, and pages are made in one place for all stores.
-@pytest.mark.parametrize("stub", [each for each in KINDS if each[0] != "chroma"], ids="-".join, indirect=True)
+@pytest.mark.parametrize("stub", [each for each in KINDS if "chroma" not in each[0]], ids="-".join, indirect=True)
 async def test_a_page_of_large_items_fits_into_a_message(stub: Any) -> None:
     await create(stub)
     for number in range(36):

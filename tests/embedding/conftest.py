@@ -32,8 +32,9 @@ def waits() -> Waits:
     return Waits()
 
 
-@pytest.fixture(params=("object", "serialise", "unix"))
+@pytest.fixture
 async def binding(request: pytest.FixtureRequest) -> AsyncIterator[Binding]:
-    binding = Binding(request.param)
+    """Behind serialised messages, or as a test's parameter says."""
+    binding = Binding(getattr(request, "param", "serialise"))
     yield binding
     await binding.stop()

@@ -75,6 +75,10 @@ async def embed(stub: Any, *texts: str, **fields: Any) -> pb.EmbedTextsResponse:
     return await stub.EmbedTexts(pb.EmbedTextsRequest(texts=texts, **fields))
 
 
+over_bindings = pytest.mark.parametrize("binding", ("object", "serialise", "unix"), indirect=True)
+
+
+@over_bindings
 async def test_a_request_and_its_answer(make: Make, server: Server) -> None:
     server.will(answer([3, 4], [0, 0], tokens=5))
     price = {"dimension": 2, "price": 0.02}
@@ -158,6 +162,7 @@ async def test_a_dimension_that_was_not_asked_for(make: Make, server: Server) ->
         await embed(await make(), "a", dimension=2)
 
 
+@over_bindings
 async def test_too_many_requests_wait_as_told(make: Make, server: Server, waits: Waits) -> None:
     server.will(failure(429, "slow down", retry_after="7"), answer([1]))
     stub = await make()
@@ -186,6 +191,7 @@ async def test_a_silent_server_is_left_alone(make: Make, server: Server) -> None
         await embed(await make(timeout_seconds=0.05), "a")
 
 
+@over_bindings
 async def test_a_cancelled_call_ends_its_request(make: Make, server: Server) -> None:
     server.will(Answer(is_silent=True))
     task = asyncio.ensure_future(embed(await make(), "a"))
