@@ -35,7 +35,7 @@ from tests.llm.server import Answer, Server
 
 pytest.importorskip("openai")
 
-from crucible_adapters.embedding.openai import OpenAIEmbedding, OpenAIEmbeddingOptions  # noqa: E402
+from crucible_adapters.embedding.openai import OpenAIEmbedding, OpenAIEmbeddingOptions
 
 KEY = "sk-planted-0123456789abcdef"
 Make = Callable[..., Awaitable[Any]]
@@ -250,7 +250,7 @@ async def test_models_are_listed(make: Make) -> None:
 def test_options_and_keys_are_checked(tmp_path: Path) -> None:
     for options in ({"base_url": "example.org"}, {"base_url": "https://a:b@c"}, {"batch_texts": 0}, {"other": 1}):
         with pytest.raises(ValueError):
-            OpenAIEmbeddingOptions(**options)
+            OpenAIEmbeddingOptions.model_validate(options)
     context = AdapterContext(data_dir=tmp_path, secrets={"api_key": "a\nb"})
     with pytest.raises(FailedPreconditionError) as caught:
         OpenAIEmbedding(OpenAIEmbeddingOptions(), context)

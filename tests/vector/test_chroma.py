@@ -174,7 +174,9 @@ async def test_a_collection_of_another_program_s(tmp_path: Path) -> None:
     (tmp_path / "chroma").mkdir()
     client = direct(tmp_path)
     made = client.create_collection("things", metadata={"about": "x", "n": 3}, embedding_function=None)
-    made.add(ids=["b", "a"], embeddings=[[1, 2], [3, 4]], metadatas=[{"n": 1, "tags": ["x"]}, None], documents=["t", "u"])
+    made.add(
+        ids=["b", "a"], embeddings=[[1, 2], [3, 4]], metadatas=[{"n": 1, "tags": ["x"]}, None], documents=["t", "u"]
+    )
     client.create_collection("Not-A-Name", embedding_function=None)
     store = opened(tmp_path)
     (found,) = (await store.ListCollections(pb.ListCollectionsRequest(), CALL)).collections

@@ -66,8 +66,8 @@ class ChromaVectorStore(VectorStoreAdapter):
     def __init__(self, options: ChromaOptions, context: AdapterContext, *, clock: Clock = _SYSTEM_CLOCK) -> None:
         if find_spec("chromadb") is None:
             raise FailedPreconditionError(
-                "the adapter chroma needs the package chromadb: pip install 'crucible-kitchen[chroma]'",
-                reason="DEPENDENCY_MISSING",
+                "builtin:chroma needs the Python package chromadb: pip install 'crucible-kitchen[chroma]'",
+                reason="PACKAGE_MISSING",
                 metadata={"package": "chromadb", "extra": "chroma"},
             )
         self._options = options
