@@ -58,7 +58,7 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(
     package = wire.adapter.package
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        "crucible_adapters.llm.service.find_spec", lambda name: None if name == package else found(name)
+        "crucible_adapters.llm.library.find_spec", lambda name: None if name == package else found(name)
     )
     kind: Any = wire.adapter
     with refused(FailedPreconditionError, "PACKAGE_MISSING", says="pip install 'crucible-kitchen[llm]'"):

@@ -29,7 +29,6 @@ _CHOICES = {
     llm_pb2.ToolChoice.MODE_REQUIRED: "ANY",
     llm_pb2.ToolChoice.MODE_NAMED: "ANY",
 }
-# The model is a part of the address.
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 _MAX_SEED = 2**31 - 1
 _COUNTED = ("prompt_token_count", "candidates_token_count", "thoughts_token_count", "cached_content_token_count")
@@ -42,8 +41,7 @@ def request_form(request: ChatRequest, model: str, max_tokens: int | None) -> di
     Raises:
         InvalidArgumentError: FIELD_INVALID.
     """
-    if not _MODEL.fullmatch(model) or ".." in model:
-        raise field_error("model", f"{model!r} is no name of a model of the Gemini API, such as gemini-2.5-flash")
+    check_model(model)
     options = request.options
     # The kitchen calls the tools, not the library.
     config: dict[str, Any] = {"automatic_function_calling": {"disable": True}}
@@ -77,6 +75,12 @@ def request_form(request: ChatRequest, model: str, max_tokens: int | None) -> di
     if not contents:
         raise field_error("messages", "are all of the role system, and the Gemini API wants one of another role")
     return {"model": model, "contents": contents, "config": config}
+
+
+def check_model(model: str) -> None:
+    """Raises FIELD_INVALID for a name that no model has: it is a part of the address."""
+    if not _MODEL.fullmatch(model) or ".." in model:
+        raise field_error("model", f"{model!r} is no name of a model of the Gemini API, such as gemini-2.5-flash")
 
 
 def _tool(tool: llm_pb2.Tool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic import Field
 from crucible.port.llm.v1 import llm_pb2
 from crucible_adapters.llm import google_form
 from crucible_adapters.llm.checks import ChatRequest
-from crucible_adapters.llm.errors import context_limit
+from crucible_adapters.llm.errors import Provider, context_limit
 from crucible_adapters.llm.options import ChatOptions
 from crucible_adapters.llm.replies import Draft, Piece
 from crucible_adapters.llm.service import Call, ChatAdapter
@@ -52,20 +52,8 @@ class GoogleGenAILLM(ChatAdapter):
     _options: GoogleGenAIOptions
 
     def _open(self, http: Any, timeout: Any) -> Any:
-        from google import genai
-        from google.genai import types
-
         http.event_hooks["response"] = [_note]
-        return genai.Client(
-            enterprise=False,
-            api_key=self._key,
-            http_options=types.HttpOptions(
-                base_url=self._said.address,
-                api_version=self._options.api_version or None,
-                timeout=max(1, int(self._options.timeout_seconds * 1e3)),
-                httpx_async_client=http,
-            ),
-        )
+        return open_client(http, self._key, self._said.address, self._options)
 
     def _arguments(self, request: ChatRequest, model: str, max_tokens: int | None) -> dict[str, Any]:
         return google_form.request_form(request, model, max_tokens)
@@ -73,7 +61,7 @@ class GoogleGenAILLM(ChatAdapter):
     async def _complete(self, client: Any, call: Call, draft: Draft) -> None:
         # Checked here: the same exception of the call itself is about the reply.
         arguments = _checked(call.arguments)
-        with self._parsing():
+        with parsing(self._said):
             response = await client.aio.models.generate_content(**arguments)
         with self._said.reading():
             reader = google_form.ResponseReader(draft)
@@ -91,7 +79,7 @@ class GoogleGenAILLM(ChatAdapter):
                 # Set for the time of one step only: between the pieces other tasks' code may run in this context.
                 token = _responses.set(responses)
                 try:
-                    with self._parsing():
+                    with parsing(self._said):
                         chunk = await anext(chunks, None)
                 finally:
                     _responses.reset(token)
@@ -122,38 +110,66 @@ class GoogleGenAILLM(ChatAdapter):
                 )
             yield found
 
-    @contextmanager
-    def _parsing(self) -> Iterator[None]:
-        """Around the library's own reading of replies, which stumbles over other forms."""
-        try:
-            yield
-        except (AttributeError, KeyError, TypeError) as error:
-            raise self._said.malformed(f"with a body that is not of its API's form ({type(error).__name__})") from None
-
     def _translated(self, error: Exception, model: str) -> KitchenError | None:
-        from google.genai import errors
+        return translated(error, model, self._said, now=self._clock.wall())
 
-        match error:
-            case errors.APIError():
-                return self._by_status(error, model)
-            case ValueError():  # JSON that can't be read, or is of another form; the arguments were checked before
-                return self._said.malformed("with a body that is not of its API's form")
-        return None
 
-    def _by_status(self, error: Any, model: str) -> KitchenError:
-        text, reasons, delay = error.message, *_details(error.details)
-        status = error.code if isinstance(error.code, int) else 500
-        if "API_KEY_INVALID" in reasons or error.status == "UNAUTHENTICATED":
-            status = 401
-        if status == 429 and any("PerDay" in each for each in reasons):
-            return self._said.quota_exhausted(text, status)
-        limit = context_limit(text)
-        if limit is not None:
-            return self._said.context_too_long(text, limit)
-        headers = getattr(error.response, "headers", None)
-        if delay is None and headers is not None:
-            delay = retry_after(headers, now=self._clock.wall())
-        return self._said.by_status(status, text, model=model, delay=delay)
+def open_client(http: Any, key: str, address: str, options: Any) -> Any:
+    """The library's client. `options` are those with `api_version` and `timeout_seconds`."""
+    from google import genai
+    from google.genai import types
+
+    return genai.Client(
+        enterprise=False,
+        api_key=key,
+        http_options=types.HttpOptions(
+            base_url=address,
+            api_version=options.api_version or None,
+            timeout=max(1, int(options.timeout_seconds * 1e3)),
+            httpx_async_client=http,
+        ),
+    )
+
+
+@contextmanager
+def parsing(said: Provider) -> Iterator[None]:
+    """Around the library's own reading of replies, which stumbles over other forms."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        raise said.malformed(f"with a body that is not of its API's form ({type(error).__name__})") from None
+
+
+def translated(error: Exception, model: str, said: Provider, *, now: float) -> KitchenError | None:
+    """The error of the port that one of the library's exceptions stands for; None: it is none of those.
+
+    Args:
+        now: seconds since 1970.
+    """
+    from google.genai import errors
+
+    match error:
+        case errors.APIError():
+            return _by_status(error, model, said, now)
+        case ValueError():  # JSON that can't be read, or is of another form; the arguments were checked before
+            return said.malformed("with a body that is not of its API's form")
+    return None
+
+
+def _by_status(error: Any, model: str, said: Provider, now: float) -> KitchenError:
+    text, reasons, delay = error.message, *_details(error.details)
+    status = error.code if isinstance(error.code, int) else 500
+    if "API_KEY_INVALID" in reasons or error.status == "UNAUTHENTICATED":
+        status = 401
+    if status == 429 and any("PerDay" in each for each in reasons):
+        return said.quota_exhausted(text, status)
+    limit = context_limit(text)
+    if limit is not None:
+        return said.context_too_long(text, limit)
+    headers = getattr(error.response, "headers", None)
+    if delay is None and headers is not None:
+        delay = retry_after(headers, now=now)
+    return said.by_status(status, text, model=model, delay=delay)
 
 
 async def _note(response: Any) -> None:

@@ -68,22 +68,8 @@ class OpenAILLM(ChatAdapter):
         self.needs_key = not options.base_url or options.base_url == self.address
 
     def _open(self, http: Any, timeout: Any) -> Any:
-        import openai
-
-        # Without a key no header may claim one; the library reads OPENAI_API_KEY in place of None.
-        headers = {} if self._key else {"Authorization": openai.Omit()}
+        client, headers = open_client(http, timeout, self._key, self._said.address, self._options)
         self._more = {"timeout": timeout, "extra_headers": headers}
-        client = openai.AsyncOpenAI(
-            api_key=self._key,
-            base_url=self._said.address,
-            timeout=timeout,
-            max_retries=0,
-            http_client=http,
-            _enforce_credentials=bool(self._key),
-        )
-        # Set here, as the constructor takes them from the environment in place of None.
-        client.organization = self._options.organization or None
-        client.project = self._options.project or None
         return client
 
     def _arguments(self, request: ChatRequest, model: str, max_tokens: int | None) -> dict[str, Any]:
@@ -170,6 +156,26 @@ class OpenAILLM(ChatAdapter):
             status = 404
         delay = None if response is None else retry_after(response.headers, now=self._clock.wall())
         return self._said.by_status(status, text, model=model, delay=delay)
+
+
+def open_client(http: Any, timeout: Any, key: str, address: str, options: Any) -> tuple[Any, dict[str, Any]]:
+    """The library's client, and the headers that every request has to have.
+
+    Args:
+        key: empty: none.
+        options: with `organization` and `project`.
+    """
+    import openai
+
+    # Without a key no header may claim one; the library reads OPENAI_API_KEY in place of None.
+    headers = {} if key else {"Authorization": openai.Omit()}
+    client = openai.AsyncOpenAI(
+        api_key=key, base_url=address, timeout=timeout, max_retries=0, http_client=http, _enforce_credentials=bool(key)
+    )
+    # Set here, as the constructor takes them from the environment in place of None.
+    client.organization = options.organization or None
+    client.project = options.project or None
+    return client, headers
 
 
 def _is_withheld(error: Any, draft: Draft) -> bool:

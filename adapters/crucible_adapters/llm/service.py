@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from crucible.port.llm.v1 import llm_pb2, llm_pb2_grpc
 from crucible.type.v1 import usage_pb2
 from crucible_adapters.llm.checks import ChatRequest, check_request
 from crucible_adapters.llm.errors import Provider
+from crucible_adapters.llm.library import Library, check_address, usable_key
 from crucible_adapters.llm.options import ChatOptions
 from crucible_adapters.llm.replies import Draft, Piece
 from crucible_adapters.retries import Clock, retried
-from crucible_adapters.threads import retrieve
 from crucible_kit import paging
 from crucible_kit.adapter import AdapterContext, AdapterDescription
-from crucible_kit.errors import FailedPreconditionError, KitchenError, field_error
+from crucible_kit.errors import KitchenError, field_error
 
 T = TypeVar("T")
 _SYSTEM_CLOCK = Clock()
-_CONNECT_SECONDS = 10.0
 _MAX_MODELS = 10_000
-_EXTRA = "crucible-kitchen[llm]"
 
 
 class Call(NamedTuple):
@@ -63,18 +59,14 @@ class ChatAdapter(llm_pb2_grpc.LLMServiceServicer):
     def __init__(self, options: Any, context: AdapterContext, *, clock: Clock = _SYSTEM_CLOCK) -> None:
         self._options: ChatOptions = options
         self._clock = clock
-        _require(self.package, self.provider)
-        if "@" in options.base_url:
-            # Not the model's to refuse: errors of settings show the value.
-            problem = "must hold no user or password: give the key as the secret api_key"
-            raise field_error("options.base_url", problem, reason="MANIFEST_INVALID")
-        self._key = _usable_key(context.secrets.get("api_key", ""), self.provider)
+        check_address(options.base_url)
+        self._key = usable_key(context.secrets.get("api_key", ""), self.provider)
         self._said = Provider(
             name=self.provider, address=options.base_url or self.address, secrets=(self._key,) if self._key else ()
         )
-        # One for all calls: a caller that goes away does not take it along.
-        self._loading: asyncio.Future[tuple[Any, Any]] | None = None
-        self._closed = False
+        self._library = Library(
+            self.package, "llm", self._said, timeout_seconds=options.timeout_seconds, opening=self._open
+        )
 
     @abstractmethod
     def _open(self, http: Any, timeout: Any) -> Any:
@@ -103,15 +95,7 @@ class ChatAdapter(llm_pb2_grpc.LLMServiceServicer):
 
     async def close(self) -> None:
         """Ends the connections."""
-        self._closed = True
-        loading, self._loading = self._loading, None
-        if loading is None:
-            return
-        try:
-            http, _ = await loading
-        except Exception:
-            return  # whoever made the call was told
-        await http.aclose()
+        await self._library.close()
 
     async def Chat(self, request: llm_pb2.ChatRequest, context: Any) -> llm_pb2.ChatResponse:
         call, client = self._call(request), await self._opened()
@@ -222,63 +206,6 @@ class ChatAdapter(llm_pb2_grpc.LLMServiceServicer):
             raise known from None
 
     async def _opened(self) -> Any:
-        if self._closed:
-            raise self._said.closed()
         if self.needs_key and not self._key:
             raise self._said.no_key()
-        if self._loading is None:
-            self._loading = asyncio.ensure_future(asyncio.to_thread(self._load))
-            self._loading.add_done_callback(retrieve)
-        loading = self._loading
-        try:
-            _, client = await asyncio.shield(loading)
-        except Exception:
-            self._loading = None if self._loading is loading else self._loading
-            raise
-        if self._closed:
-            raise self._said.closed()
-        return client
-
-    def _load(self) -> tuple[Any, Any]:
-        try:
-            import httpx2
-
-            timeout = httpx2.Timeout(
-                self._options.timeout_seconds, connect=min(_CONNECT_SECONDS, self._options.timeout_seconds)
-            )
-            # A redirect would take the key along: some libraries send it in a header of their own.
-            http = httpx2.AsyncClient(
-                timeout=timeout, follow_redirects=False, limits=httpx2.Limits(max_keepalive_connections=20)
-            )
-            return http, self._open(http, timeout)
-        except ImportError as error:
-            raise _package_missing(self.package, self.provider) from error
-
-
-def _require(package: str, provider: str) -> None:
-    """Looks for a library without loading it."""
-    top = package.partition(".")[0]
-    if find_spec(top) is None or find_spec(package) is None:
-        raise _package_missing(package, provider)
-
-
-def _package_missing(package: str, provider: str) -> FailedPreconditionError:
-    return FailedPreconditionError(
-        f"builtin:{provider} needs the Python package {package}, which can't be imported: pip install '{_EXTRA}'",
-        reason="PACKAGE_MISSING",
-        metadata={"package": package, "extra": "llm"},
-    )
-
-
-def _usable_key(value: str, provider: str) -> str:
-    """The key without the line end that a file leaves. A key with other such characters would show in the texts of
-    errors about headers."""
-    key = value.strip()
-    if not all("!" <= each <= "~" for each in key):
-        raise field_error(
-            "secrets.api_key",
-            f"the key of the {provider} adapter holds characters that no key has: check the environment variable that "
-            "the manifest names",
-            reason="MANIFEST_INVALID",
-        )
-    return key
+        return await self._library.client()
