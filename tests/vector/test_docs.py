@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from crucible_adapters.embedding.openai import OpenAIEmbeddingModel, OpenAIEmbeddingOptions
 from crucible_adapters.retries import RetryPolicy
 from crucible_adapters.vector.chroma import ChromaOptions
 from crucible_adapters.vector.memory import MemoryOptions
@@ -18,9 +17,6 @@ _TABLES: list[tuple[str, type[BaseModel]]] = [
     ("memory.md", MemoryOptions),
     ("chroma.md", ChromaOptions),
     ("chroma.md", RetryPolicy),
-    ("openai_embedding.md", OpenAIEmbeddingOptions),
-    ("openai_embedding.md", OpenAIEmbeddingModel),
-    ("openai_embedding.md", RetryPolicy),
 ]
 
 
