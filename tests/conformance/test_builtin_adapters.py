@@ -19,10 +19,15 @@ from tests.conformance.toy.sampling import CAPABILITIES as TOY_SAMPLING
 from tests.conformance.toy.sampling import ToySampling
 from tests.conformance.toy.training import CAPABILITIES as TOY_TRAINING
 from tests.conformance.toy.training import ToyTraining
+from tests.embedding.provider import DIMENSION, MAX_TOKENS, Provider
+from tests.embedding.wires import WIRES, Wire
 
 Made = AbstractAsyncContextManager[tuple[Servicers, Capabilities]]
 
-LOCAL = ("blob.local", "dataset.local", "hub.local", "metrics.sqlite", "registry.sqlite", "tokenizer.tokenizers")
+LOCAL = (
+    *("blob.local", "dataset.local", "hub.local", "metrics.sqlite", "registry.sqlite", "tokenizer.tokenizers"),
+    *("vector.chroma", "vector.memory"),
+)
 # That messages of 32 MiB pass is the same for all whom the kit serves: test_torch_engine.py shows it on each binding.
 _SMALL = {"largest_message_bytes": 1024 * 1024}
 # The others need a model or somebody else's service.
@@ -50,6 +55,23 @@ async def _installed(entry: EntryPoint) -> AsyncIterator[tuple[Servicers, Capabi
             yield {port: adapter}, {port: kind.description.capabilities}
         finally:
             await adapter.close()
+
+
+@asynccontextmanager
+async def _embedding(wire: Wire) -> AsyncIterator[tuple[Servicers, Capabilities]]:
+    provider, kind = Provider(wire), wire.adapter
+    await provider.start()
+    known = {wire.model: {"dimension": DIMENSION, "max_input_tokens": MAX_TOKENS}}
+    options: Any = kind.description.options
+    with tempfile.TemporaryDirectory() as folder:
+        context = AdapterContext(data_dir=Path(folder), secrets={"api_key": "sk-0123456789"})
+        address = provider.address + wire.base_path
+        adapter = kind(options(model=wire.model, models=known, base_url=address), context)
+        try:
+            yield {"embedding": adapter}, {"embedding": kind.description.capabilities}
+        finally:
+            await adapter.close()
+            await provider.stop()
 
 
 @asynccontextmanager
@@ -85,6 +107,16 @@ async def test_built_in_adapters_pass(entry: EntryPoint, binding: str) -> None:
     port = entry.name.partition(".")[0]
     async with _installed(entry) as made, BINDINGS[binding](*made) as channel:
         passes(await run_suite(channel, port, settings_of(port, _SMALL)))
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+@pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire.name)
+async def test_embeddings_by_providers_pass(wire: Wire, binding: str) -> None:
+    async with _embedding(wire) as made, BINDINGS[binding](*made) as channel:
+        report = await run_suite(channel, "embedding", settings_of("embedding", _SMALL))
+        passes(report)
+        # The model tells its limit, and nothing is cut.
+        assert "EMB-MODELS-02" in report.ids(Verdict.PASSED)
 
 
 @pytest.mark.parametrize(("port", "make", "given"), _toys())

@@ -238,8 +238,7 @@ async def test_servers_like_openai_s_need_no_key(make: Make, server: Server) -> 
 async def test_openai_names_the_text_and_tells_when_credit_is_spent(make: Make, server: Server) -> None:
     wire = OpenAIWire()
     stub = await make(wire, batch_texts=4)
-    refusal = wire.error(400, "Invalid 'input[1]': maximum input length is 8192 tokens.")
-    server.will(wire.answer([1], [1], [1], [1]), refusal)
+    server.will(wire.answer([1], [1], [1], [1]), wire.too_long(1, 8192))
     with pytest.raises(InvalidArgumentError) as caught:
         await embed(stub, *"abcdef")
     error = caught.value

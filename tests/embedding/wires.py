@@ -37,6 +37,12 @@ class OpenAIWire:
             body["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
         return Answer(body)
 
+    def too_long(self, place: int, limit: int) -> Answer:
+        return self.error(400, f"Invalid 'input[{place}]': maximum input length is {limit} tokens.")
+
+    def asked_model(self, asked: Asked) -> str:
+        return asked.body["model"]
+
     def texts(self, asked: Asked) -> list[str]:
         """What was sent."""
         return asked.body["input"]
@@ -67,6 +73,9 @@ class GoogleWire:
     def count(self, tokens: int) -> Answer:
         """Of POST /v1/models/MODEL:countTokens."""
         return Answer({"totalTokens": tokens})
+
+    def asked_model(self, asked: Asked) -> str:
+        return asked.path.rpartition("/")[2].partition(":")[0]
 
     def texts(self, asked: Asked) -> list[str]:
         return [part["text"] for each in asked.body["requests"] for part in each["content"]["parts"]]

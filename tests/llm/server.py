@@ -64,6 +64,10 @@ class Server:
         """Answers so from now on."""
         self._script = deque(answers)
 
+    def answer(self, asked: Asked) -> Answer:
+        """What it answers to one request."""
+        return self._script.popleft() if len(self._script) > 1 else self._script[0]
+
     @property
     def address(self) -> str:
         """http://127.0.0.1:PORT"""
@@ -100,9 +104,10 @@ class Server:
         method, path, _ = head[0].split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
         data = await reader.readexactly(int(headers.get("content-length", 0)))
-        self.asked.append(Asked(method, path, headers, json.loads(data) if data else None))
+        asked = Asked(method, path, headers, json.loads(data) if data else None)
+        self.asked.append(asked)
         self.arrived.set()
-        answer = self._script.popleft() if len(self._script) > 1 else self._script[0]
+        answer = self.answer(asked)
         lines = [f"HTTP/1.1 {answer.status} X", f"content-type: {answer.content_type}", "transfer-encoding: chunked"]
         lines += [f"{name}: {value}" for name, value in answer.headers.items()]
         if not (answer.is_silent and answer.body == b""):

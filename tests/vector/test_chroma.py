@@ -17,7 +17,7 @@ from crucible_adapters.vector.chroma_store import ChromaCollection
 from crucible_adapters.vector.filters import compiled
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import InvalidArgumentError, UnavailableError
-from crucible_kit.tensors import unpack_floats
+from crucible_kit.tensors import from_tensor, unpack_floats
 from tests.contract.refusals import refused
 from tests.vector.collections import CALL, condition, count, create, items, query, upsert
 
@@ -168,6 +168,40 @@ async def test_a_large_upsert_that_fails_on_the_way_is_ended_before_anything_els
         await upsert(store, [f"new-{each}" for each in ids], np.ones((10, 2)))
     assert await count(store) == 20
     await store.close()
+
+
+async def test_directions_of_any_length_are_found_and_vectors_keep_their_bits(tmp_path: Path) -> None:
+    vectors = np.array([[3e38, 3e38], [1e-44, 0], [0.1, 0.7]], np.float32)
+    store = opened(tmp_path)
+    await create(store)
+    await upsert(store, ["long", "short", "usual"], vectors, metadatas=[{"n": 1}, {}, {}])
+
+    async def bits(store: ChromaVectorStore) -> list[list[float]]:
+        request = pb.ListItemsRequest(collection="things", include_vectors=True)
+        return from_tensor((await store.ListItems(request, CALL)).vectors).tolist()
+
+    # By id: long, short, usual.
+    assert await bits(store) == vectors.tolist()
+    assert await items(store, filter=condition("n", "EQUAL", 1)) == {"long": ("", {"n": 1})}
+    for query_D in ([1, 1], [1e-30, 1e-30], [2e38, 2e38]):
+        (result,) = await query(store, [query_D])
+        assert list(result.ids) == ["long", "usual", "short"]
+        expected = [0, 1 - 0.8 / np.sqrt(2 * 0.5), 1 - np.sqrt(0.5)]
+        assert np.allclose(unpack_floats(result.distances_float32), expected, atol=1e-6)
+    # Another program replaces a vector, and knows nothing of the bits.
+    await store.close()
+    client = direct(tmp_path)
+    client.get_collection("things", embedding_function=None).update(ids=["usual"], embeddings=[[0.1, 0.75]])
+    client.close()
+    store = opened(tmp_path, exact_vectors=False)
+    assert np.allclose((await bits(store))[2], [0.1, 0.75], rtol=1e-6)
+    await upsert(store, ["usual"], [[0.1, 0.7]])
+    assert np.allclose((await bits(store))[2], vectors[2], rtol=1e-6)
+    await store.close()
+    client = direct(tmp_path)
+    found = client.get_collection("things", embedding_function=None).get(include=["metadatas"])
+    assert [sorted(each or {}) for each in found["metadatas"]] == [["crucible:vector", "n"], ["crucible:vector"], []]
+    client.close()
 
 
 async def test_a_collection_of_another_program_s(tmp_path: Path) -> None:

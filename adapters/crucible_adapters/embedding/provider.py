@@ -62,13 +62,13 @@ class Batch(NamedTuple):
 
     Attributes:
         dimension: that is asked for; None: the model's own.
-        use: a TextUse.
+        use: what the vectors are for.
     """
 
     model: str
     texts: Sequence[str]
     dimension: int | None
-    use: int
+    use: embedding_pb2.TextUse
 
 
 class Answer(NamedTuple):

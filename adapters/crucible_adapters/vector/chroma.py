@@ -51,6 +51,11 @@ class ChromaOptions(AdapterOptions):
         le=10_000,
         description="Candidates looked at by a query; more find more of the nearest items, and take longer.",
     )
+    exact_vectors: bool = Field(
+        default=True,
+        description="In collections with the cosine metric, where Chroma rounds vectors, keep their bits as metadata "
+        "of the items. false: vectors that are read may differ from those that were stored in the last bits.",
+    )
     max_neighbors: int = Field(default=32, ge=2, le=1024, description="Most edges of an item in the HNSW graph.")
 
 
@@ -91,6 +96,7 @@ class ChromaVectorStore(VectorStoreAdapter):
                 "ef_search": options.ef_search,
                 "max_neighbors": options.max_neighbors,
             },
+            keeps_bits=options.exact_vectors,
             pending=context.data_dir / "chroma-upsert.pending",
             now=clock.wall,
         )

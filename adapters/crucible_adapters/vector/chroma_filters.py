@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 
 from crucible.port.vector.v1 import vector_pb2
+from crucible_adapters.vector.chroma_vectors import BITS
 from crucible_kit.errors import field_error
 
 _Condition = vector_pb2.MetadataCondition
@@ -43,7 +44,7 @@ def from_metadata(metadata: Mapping[str, Any] | None) -> dict[str, str | float |
     return {
         from_key(key): float(value) if type(value) is int else value
         for key, value in sorted((metadata or {}).items())
-        if isinstance(value, str | int | float | bool)
+        if key != BITS and isinstance(value, str | int | float | bool)
     }
 
 

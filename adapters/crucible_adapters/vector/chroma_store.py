@@ -16,6 +16,7 @@ from google.protobuf.json_format import MessageToDict
 from crucible.port.vector.v1 import vector_pb2
 from crucible_adapters.vector.chroma_errors import ChromaErrors
 from crucible_adapters.vector.chroma_filters import from_metadata, to_key, to_where
+from crucible_adapters.vector.chroma_vectors import BITS, as_taken, from_bits, to_bits
 from crucible_adapters.vector.items import Item, Near, distances, nearest, read_items
 from crucible_adapters.vector.service import Stored, collection_exists
 from crucible_kit.adapter import to_struct
@@ -46,6 +47,7 @@ class ChromaStore:
         headers: of every request to the server.
         timeout: seconds that the server may be silent.
         index: parameters of the HNSW graph of new collections.
+        keeps_bits: of vectors in collections with the cosine metric.
         pending: file of an upsert that takes Chroma several steps, until the last is done.
         now: seconds since 1970.
     """
@@ -62,6 +64,7 @@ class ChromaStore:
         headers: Mapping[str, str],
         timeout: float,
         index: Mapping[str, int],
+        keeps_bits: bool,
         pending: Path,
         now: Callable[[], float],
     ) -> None:
@@ -71,6 +74,7 @@ class ChromaStore:
         self._headers = dict(headers)
         self._timeout = timeout
         self._index = dict(index)
+        self.keeps_bits = keeps_bits
         self._pending = pending
         self._opening = threading.Lock()
         self._client: Any = None
@@ -263,16 +267,21 @@ class ChromaCollection:
         before = {name: metadata or {} for name, metadata in zip(present["ids"], present["metadatas"], strict=True)}
         self._found.upsert(
             ids=[each.id for each in items],
-            embeddings=np.stack([each.vector_D for each in items]),
+            embeddings=self._taken(np.stack([each.vector_D for each in items])),
             # Chroma merges what it has with what comes: None takes a key away, and an empty document replaces one.
-            metadatas=[
-                {**dict.fromkeys(before.get(each.id, ())), **{to_key(key): value for key, value in each.values.items()}}
-                or None
-                for each in items
-            ],
+            metadatas=[{**dict.fromkeys(before.get(each.id, ())), **self._kept(each)} or None for each in items],
             documents=[each.document or ("" if each.id in before else None) for each in items],
         )
         return len(items) - len(before), len(before)
+
+    def _taken(self, vectors_ND: np.ndarray) -> np.ndarray:
+        return as_taken(vectors_ND) if self._metric == vector_pb2.METRIC_COSINE else vectors_ND
+
+    def _kept(self, item: Item) -> dict[str, Any]:
+        metadata: dict[str, Any] = {to_key(key): value for key, value in item.values.items()}
+        if self._metric == vector_pb2.METRIC_COSINE and self._store.keeps_bits:
+            metadata[BITS] = to_bits(item.vector_D)
+        return metadata
 
     def ids(self, wanted: Iterable[str], filter_: vector_pb2.Filter | None) -> list[str]:
         names = list(dict.fromkeys(wanted))
@@ -291,6 +300,7 @@ class ChromaCollection:
             yield from read
 
     def nearest(self, queries_QD: np.ndarray, count: int, filter_: vector_pb2.Filter | None) -> list[list[Near]]:
+        queries_QD = self._taken(queries_QD)
         with self._store.errors.translated():
             where = to_where(filter_) if filter_ else None
             # Every item is looked at where there is a filter or few: how many match tells whether the graph found all.
@@ -349,8 +359,11 @@ class ChromaCollection:
 
 
 def _item(found: Any, place: int, with_vectors: bool) -> Item:
-    values = from_metadata(found["metadatas"][place])
-    vector_D = np.asarray(found["embeddings"][place], np.float32) if with_vectors else _NO_VECTOR
+    kept = found["metadatas"][place] or {}
+    values = from_metadata(kept)
+    vector_D = (
+        from_bits(kept.get(BITS), np.asarray(found["embeddings"][place], np.float32)) if with_vectors else _NO_VECTOR
+    )
     return Item(
         id=found["ids"][place],
         vector_D=vector_D,

@@ -153,4 +153,4 @@ def _first(ids: Sequence[str], found_N: np.ndarray, count: int) -> list[Near]:
     if count < len(ids):
         places_N = np.flatnonzero(found_N <= np.partition(found_N, count - 1)[count - 1])
     order = places_N[np.argsort(found_N[places_N], kind="stable")][:count]
-    return [Near(float(found_N[place]), ids[place]) for place in order]
+    return [Near(float(found_N[place]), ids[int(place)]) for place in order]
