@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from crucible.port.vector.v1 import vector_pb2 as pb
 from crucible_adapters.vector.chroma import ChromaOptions, ChromaVectorStore
 from crucible_adapters.vector.memory import MemoryOptions, MemoryVectorStore
 from crucible_kit.adapter import AdapterContext
-from crucible_kit.tensors import unpack_floats
-from tests.vector.collections import create, query, upsert
+from crucible_kit.tensors import from_tensor, unpack_floats
+from tests.vector.collections import CALL, create, query, upsert
 
 ITEMS, DIMENSION, QUERIES, RESULTS = 10_000, 384, 50, 10
 IDS = [f"item-{number:05}" for number in range(ITEMS)]
@@ -73,6 +74,8 @@ async def test_chroma_equals_its_own_client_and_nearly_numpy(tmp_path: Path) -> 
         assert set(result.ids) == set(names)
         assert np.allclose([told[name] for name in result.ids], distances, atol=1e-6)
         assert np.allclose(unpack_floats(result.distances_float32), distances, atol=1e-6)
+    listed = await store.ListItems(pb.ListItemsRequest(collection="things", include_vectors=True, page_size=500), CALL)
+    assert np.array_equal(from_tensor(listed.vectors), items_ND[:500])
     ids, _ = exact(items_ND, queries_QD)
     found = sum(len(set(row) & set(result.ids)) for row, result in zip(ids, results, strict=True))
     assert found / (QUERIES * RESULTS) >= 0.95

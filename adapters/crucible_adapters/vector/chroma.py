@@ -53,8 +53,8 @@ class ChromaOptions(AdapterOptions):
     )
     exact_vectors: bool = Field(
         default=True,
-        description="In collections with the cosine metric, where Chroma rounds vectors, keep their bits as metadata "
-        "of the items. false: vectors that are read may differ from those that were stored in the last bits.",
+        description="In collections with the cosine metric, where Chroma rounds vectors, keep what is rounded away as "
+        "metadata of the items. false: the last bits of vectors that are read may differ.",
     )
     max_neighbors: int = Field(default=32, ge=2, le=1024, description="Most edges of an item in the HNSW graph.")
 
