@@ -136,12 +136,32 @@ async def test_a_submission_names_the_key_and_brings_nothing(
     assert filled.asked("GET .*(safetensors|storage|jsonl)") == []
 
 
+# What a server whose manifest is the default needs none of in its own process. Not all of them need be installed.
+LIBRARIES = (
+    *(
+        "anthropic",
+        "chromadb",
+        "datasets",
+        "fsspec",
+        "google.genai",
+        "httpx2",
+        "huggingface_hub",
+        "math_verify",
+        "mlflow",
+    ),
+    *("openai", "pandas", "sympy", "tensorboard", "tinker", "torch", "transformers"),
+)
+INSTALLED = ("anthropic", "chromadb", "datasets", "google.genai", "openai", "torch")
+
+
 def test_a_server_starts_without_the_libraries(tmp_path: Path) -> None:
     code = f"""
 import asyncio, sys
+from importlib.util import find_spec
 from pathlib import Path
 from crucible.port.dataset.v1 import dataset_pb2
 from crucible.port.hub.v1 import hub_pb2
+from crucible_client import KitchenClient
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import KitchenError
 from crucible_kitchen.options import ServerOptions
@@ -149,14 +169,19 @@ from crucible_kitchen.ports.host import PortHost
 from crucible_kitchen.server import KitchenServer
 
 def loaded():
-    names = ("datasets", "huggingface_hub", "transformers", "torch", "pandas", "httpx2")
-    return [name for name in names if name in sys.modules]
+    return [name for name in {LIBRARIES!r} if name in sys.modules]
 
 async def main():
+    print("absent", [name for name in {INSTALLED!r} if find_spec(name) is None])
     data = Path({str(tmp_path / "data")!r})
     server = KitchenServer(ServerOptions(listen="unix:" + {str(tmp_path / "s")!r}, data=data))
     await server.start()
     print("server", loaded())
+    async with KitchenClient.connect(server.address) as kitchen:
+        print(*(each.port for each in await kitchen.list_adapters()))
+        for port in ("blob", "metrics", "registry", "tokenizer"):
+            await kitchen.probe_adapter(port)
+    print("adapters", loaded())
     await server.stop()
     host = PortHost.open(None, AdapterContext(data_dir=data))
     print((await host.info("hub")).name, (await host.info("dataset")).name)
@@ -176,7 +201,10 @@ asyncio.run(main())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.splitlines() == [
+        "absent []",
         "server []",
+        "blob dataset hub metrics registry sampling tokenizer training",
+        "adapters []",
         "huggingface-hub huggingface-datasets",
         "builtin:tiny-qwen3 []",
         # The address of the tests' environment, where nobody listens: asked by a process of its own.

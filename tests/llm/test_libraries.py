@@ -24,9 +24,9 @@ from pathlib import Path
 from crucible_kit.adapter import AdapterContext
 from crucible_kitchen.ports.host import PortHost
 
-names = ("anthropic", "openai", "google.genai", "httpx2")
+names = ("anthropic", "chromadb", "openai", "google.genai", "httpx2")
 for entry in entry_points(group="crucible_kitchen.adapters"):
-    if entry.name in ("llm.anthropic", "llm.openai", "llm.google_genai"):
+    if entry.name.partition(".")[0] in ("llm", "embedding", "vector"):
         kind = entry.load()
         kind(kind.description.options(), AdapterContext(data_dir=Path(sys.argv[1])))
         names += (entry.name,)
@@ -39,7 +39,7 @@ async def open_manifest():
     await host.close()
 
 asyncio.run(open_manifest())
-print(len(names), [name for name in names if name in sys.modules])
+print(len(names) > 12, [name for name in names if name in sys.modules])
 """
 
 
@@ -49,7 +49,7 @@ def test_neither_a_manifest_nor_an_adapter_that_is_not_asked_loads_a_library(tmp
     )
     assert done.returncode == 0, done.stderr
     capabilities, loaded = done.stdout.splitlines()
-    assert "llm.stream" in capabilities and loaded == "7 []"
+    assert "llm.stream" in capabilities and loaded == "True []"
 
 
 def test_a_library_that_is_not_installed_is_named_with_its_extra(

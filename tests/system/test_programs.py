@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import re
 import shlex
@@ -14,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import psutil
 import pytest
 import yaml
@@ -23,11 +20,11 @@ from crucible.kitchen.v1 import event_pb2
 from crucible.port.blob.v1 import blob_pb2
 from crucible.port.dataset.v1 import dataset_pb2
 from crucible_client import KitchenClient
-from crucible_kit.errors import KitchenError
 from crucible_kit.redaction import MARK
 from tests.contract.tokenizer_folders import make_folder
 from tests.fault.fake_engine import MANIFEST
 from tests.system.harness import Server, serving
+from tests.system.secrets import leaks, told
 from tests.workflow.kitchen import write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,26 +102,6 @@ async def test_a_program_ends_with_a_server_that_is_killed(tmp_path: Path, docum
         program.wait(30)
 
 
-def written(secret: str) -> list[bytes]:
-    """How a secret may stand in a file: as it is, in JSON, in base64; and its beginning, which a cut may leave."""
-    forms = [secret, json.dumps(secret)[1:-1], base64.b64encode(secret.encode()).decode().rstrip("="), secret[:9]]
-    return [form.encode() for form in forms]
-
-
-async def told(call: Any) -> bytes:
-    """All that a refused call tells its caller."""
-    with pytest.raises(KitchenError) as caught:
-        await call
-    error, cause = caught.value, caught.value.__cause__
-    assert isinstance(cause, grpc.aio.AioRpcError)
-    trailers = b"".join(
-        each if isinstance(each, bytes) else str(each).encode()
-        for pair in cause.trailing_metadata() or ()
-        for each in pair
-    )
-    return f"{error.reason} {error.message} {error.metadata} {error.fields} {cause!r}".encode() + trailers
-
-
 @pytest.fixture
 def listen() -> Iterator[str]:
     """A socket, which is its user's alone: only there may a mapping with a token be added. Short: at most 107 bytes."""
@@ -175,12 +152,5 @@ async def test_secrets_that_adapters_throw_back_show_nowhere(
     seen["log"] = Path(f"{server.data}.log").read_bytes()
     assert b"asking with key [redacted]" in seen["log"] and b"logging in with [redacted]" in seen["log"]
     assert b"RuntimeError: no rows for Secrets(password) with [redacted]" in seen["log"]
-    leaks = [
-        (place, form)
-        for place, text in seen.items()
-        for each in (KEY, TOKEN, PASSWORD)
-        for form in written(each)
-        if form in text
-    ]
-    assert leaks == []
+    assert leaks(seen, KEY, TOKEN, PASSWORD) == []
     assert os.environ.get("BLOB_KEY") is None

@@ -29,10 +29,10 @@ def as_taken(vectors_ND: np.ndarray) -> np.ndarray:
 
 def to_bits(vector_D: np.ndarray) -> str:
     """The value of BITS."""
-    length = np.float32(np.linalg.norm(vector_D.astype(np.float64)))
+    length = float(np.linalg.norm(vector_D.astype(np.float64)))
     kept = vector_D.astype("<f4").tobytes()
     if len(vector_D) >= _MANY and _SHORTEST <= length <= _LONGEST:
-        again_D = (vector_D / length).astype(np.float32) * length
+        again_D = vector_D / np.float32(length) * np.float32(length)
         off_D = np.abs(_magnitudes(again_D) - _magnitudes(vector_D))
         if off_D.max() <= _EXPECTED_PLACES and np.array_equal(np.signbit(again_D), np.signbit(vector_D)):
             kept = _magnitudes(vector_D).astype(np.uint8).tobytes()
