@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from google.protobuf.struct_pb2 import Struct, Value
 from crucible.port.vector.v1 import vector_pb2 as pb
 from crucible.type.v1 import tensor_pb2
 from crucible_adapters.fakes.vector import FakeVectorStore, FakeVectorStoreOptions
-from crucible_adapters.vector.chroma import ChromaOptions, ChromaVectorStore
 from crucible_adapters.vector.memory import MemoryOptions, MemoryVectorStore
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
@@ -21,46 +20,26 @@ from crucible_kit.tensors import from_tensor, to_tensor, unpack_floats
 from tests.contract.conftest import BINDINGS, Binding
 from tests.contract.listing import all_pages, assert_pages
 from tests.contract.refusals import refused
-from tests.vector.chroma_server import ChromaServer
 
 IDS = ["a", "b", "c", "d"]
 VECTORS = np.array([[1, 0], [0, 2], [-1, 0], [3, 0]], np.float32)
 METADATAS: list[dict[str, Any]] = [{"n": 1, "kind": "x"}, {"n": 2, "kind": "y"}, {"n": 3, "ok": True}, {}]
 
 
-# The fake over every binding: those are of no matter to what stands behind it.
-KINDS = [*(("fake", binding) for binding in BINDINGS), ("memory", "serialise"), ("chroma", "serialise")]
-KINDS.append(("chroma_server", "serialise"))
-
-
-@pytest.fixture(scope="module")
-def chroma_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaServer]:
-    pytest.importorskip("chromadb")
-    server = ChromaServer(tmp_path_factory.mktemp("chroma"))
-    yield server
-    server.stop()
+# The fake over every binding: those are of no matter to what stands behind it. Chroma is held to its conformance suite.
+KINDS = [*(("fake", binding) for binding in BINDINGS), ("memory", "serialise")]
 
 
 @pytest.fixture(params=KINDS, ids="-".join)
 async def stub(request: pytest.FixtureRequest, context: AdapterContext) -> AsyncIterator[Any]:
-    kind, binding = request.param
+    kind, name = request.param
     if kind == "fake":
         adapter: Any = FakeVectorStore(FakeVectorStoreOptions(), context)
-    elif kind == "memory":
-        adapter = MemoryVectorStore(MemoryOptions(), context)
     else:
-        pytest.importorskip("chromadb")
-        place = {}
-        if kind == "chroma_server":
-            place = {"host": "127.0.0.1", "port": request.getfixturevalue("chroma_server").port}
-        adapter = ChromaVectorStore(ChromaOptions(**place), context)
-    bound = Binding(binding)
-    stub = await bound.stub(adapter)
-    yield stub
-    if kind == "chroma_server":
-        for each in (await stub.ListCollections(pb.ListCollectionsRequest())).collections:
-            await stub.DeleteCollection(pb.DeleteCollectionRequest(name=each.name))
-    await bound.stop()
+        adapter = MemoryVectorStore(MemoryOptions(), context)
+    binding = Binding(name)
+    yield await binding.stub(adapter)
+    await binding.stop()
 
 
 def struct(value: dict[str, Any]) -> Struct:
@@ -294,8 +273,6 @@ async def test_items_page_by_id(stub: Any) -> None:
         await stub.ListItems(pb.ListItemsRequest(collection="things", ids=["a"], page_token=token))
 
 
-# Chroma indexes the words of documents: 36 MB take it long, and pages are made in one place for all stores.
-@pytest.mark.parametrize("stub", [each for each in KINDS if "chroma" not in each[0]], ids="-".join, indirect=True)
 async def test_a_page_of_large_items_fits_into_a_message(stub: Any) -> None:
     await create(stub)
     for number in range(36):

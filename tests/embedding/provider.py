@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from hashlib import sha256
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from tests.embedding.wires import GoogleWire, Wire
 from tests.llm.server import Answer, Asked, Server
 
-DIMENSION, MAX_TOKENS = 48, 32
+DIMENSION, MAX_TOKENS = 8, 32
 """Of the wire's model, the only one that there is. Tokens are words."""
 
 
@@ -40,6 +41,7 @@ def _tokens(text: str) -> int:
     return len(text.split())
 
 
+@cache
 def _vector(text: str, dimension: int) -> np.ndarray:
     words = text.split()[:MAX_TOKENS]
     seed = int.from_bytes(sha256(" ".join(words).encode()).digest()[:8], "big")

@@ -261,12 +261,14 @@ async def test_google_is_told_what_a_text_is_for(make: Make, server: Server) -> 
     server.asked.clear()
     await embed(stub, "a", use=pb.TEXT_USE_QUERY, model="gemini-embedding-2")
     await embed(stub, "a", use=pb.TEXT_USE_DOCUMENT, model="gemini-embedding-2")
-    await embed(stub, "a", model="gemini-embedding-2")
+    server.will(wire.answer([1], [2]))
+    await embed(stub, "a", "b", model="gemini-embedding-2")
     assert [wire.texts(each) for each in server.asked] == [
         ["task: search result | query: a"],
         ["title: none | text: a"],
-        ["a"],
+        ["a", "b"],
     ]
+    assert len(server.asked[2].body["requests"]) == 2
     assert "taskType" not in repr([each.body for each in server.asked])
     assert {each.path for each in server.asked} == {"/v1/models/gemini-embedding-2:batchEmbedContents"}
 
