@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,11 @@ from crucible.type.v1 import message_pb2
 from crucible_adapters.retries import Clock
 from crucible_kit.adapter import AdapterContext
 from tests.contract.conftest import Binding
+from tests.llm.environment import without_settings
 from tests.llm.server import Server
 from tests.llm.wires import MODEL, WIRES, Wire
 
 KEY = "sk-planted-0123456789abcdef"
-_VARIABLES = ("ANTHROPIC_", "OPENAI_", "GEMINI_", "GOOGLE_")
 Make = Callable[..., Awaitable[Any]]
 
 
@@ -44,12 +43,9 @@ class Waits:
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The libraries read keys, addresses and proxies from the environment."""
     if request.node.get_closest_marker("live"):
         return
-    for name in list(os.environ):
-        if name.startswith(_VARIABLES) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
+    without_settings(monkeypatch)
 
 
 @pytest.fixture

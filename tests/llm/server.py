@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,9 @@ class Asked:
     body: Any
 
 
+Answerer = Callable[[Asked], Answer]
+
+
 class Server:
     """Answers from a script, the last answer again and again.
 
@@ -53,20 +56,21 @@ class Server:
     """
 
     def __init__(self) -> None:
-        self._script: deque[Answer] = deque()
+        self._script: deque[Answer | Answerer] = deque()
         self.asked: list[Asked] = []
         self.arrived = asyncio.Event()
         self.gone = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def will(self, *answers: Answer) -> None:
-        """Answers so from now on."""
+    def will(self, *answers: Answer | Answerer) -> None:
+        """Answers so from now on; a function is asked what to answer."""
         self._script = deque(answers)
 
     def answer(self, asked: Asked) -> Answer:
         """What it answers to one request."""
-        return self._script.popleft() if len(self._script) > 1 else self._script[0]
+        answer = self._script.popleft() if len(self._script) > 1 else self._script[0]
+        return answer if isinstance(answer, Answer) else answer(asked)
 
     @property
     def address(self) -> str:

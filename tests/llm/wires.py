@@ -18,6 +18,17 @@ INPUT, OUTPUT, CACHED, THINKING = 100, 20, 40, 5
 
 
 @dataclass(frozen=True)
+class Counts:
+    """Tokens of one reply; `output` has those of thinking among them."""
+
+    output: int = OUTPUT
+    thinking: int = THINKING
+
+
+_USUAL = Counts()
+
+
+@dataclass(frozen=True)
 class ToolUse:
     """A call that a reply asks for; no id: the provider gives none."""
 
@@ -38,7 +49,14 @@ class AnthropicWire:
     finish: ClassVar[dict[str, str]] = {"length": "max_tokens", "filter": "refusal"}
 
     def reply(
-        self, text: str = "", *, thinking: str = "", calls: Sequence[ToolUse] = (), finish: str = "", model: str = MODEL
+        self,
+        text: str = "",
+        *,
+        thinking: str = "",
+        calls: Sequence[ToolUse] = (),
+        finish: str = "",
+        model: str = MODEL,
+        counts: Counts = _USUAL,
     ) -> Answer:
         blocks: list[dict[str, Any]] = []
         if thinking:
@@ -53,7 +71,7 @@ class AnthropicWire:
                 "content": blocks,
                 "stop_reason": reason,
                 "stop_sequence": None,
-                "usage": self._usage(OUTPUT),
+                "usage": self._usage(counts.output, counts.thinking),
             }
         )
 
@@ -61,7 +79,13 @@ class AnthropicWire:
         self, pieces: Sequence[str] = (), *, thinking: Sequence[str] = (), calls: Sequence[ToolUse] = ()
     ) -> list[bytes]:
         """The events of a stream; the last one tells the end."""
-        head = {**self._head(MODEL), "content": [], "stop_reason": None, "stop_sequence": None, "usage": self._usage(1)}
+        head = {
+            **self._head(MODEL),
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": self._usage(1, THINKING),
+        }
         events: list[dict[str, Any]] = [{"type": "message_start", "message": head}, {"type": "ping"}]
         blocks: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
         if thinking:
@@ -90,7 +114,7 @@ class AnthropicWire:
     def error_event(self) -> bytes:
         return event({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, "error")
 
-    def models(self, *names: str) -> Answer:
+    def models(self, *names: str, context_tokens: int = 200_000) -> Answer:
         data = [
             {
                 "type": "model",
@@ -98,7 +122,7 @@ class AnthropicWire:
                 "display_name": each,
                 "created_at": "2026-01-01T00:00:00Z",
                 "lifecycle": "active",
-                "max_input_tokens": 200_000,
+                "max_input_tokens": context_tokens,
                 "max_tokens": 8_192,
             }
             for each in names
@@ -108,13 +132,13 @@ class AnthropicWire:
     def _head(self, model: str) -> dict[str, Any]:
         return {"id": "msg_1", "type": "message", "role": "assistant", "model": model}
 
-    def _usage(self, output: int) -> dict[str, Any]:
+    def _usage(self, output: int, thinking: int) -> dict[str, Any]:
         return {
             "input_tokens": INPUT - CACHED,
             "cache_read_input_tokens": CACHED,
             "cache_creation_input_tokens": 0,
             "output_tokens": output,
-            "output_tokens_details": {"thinking_tokens": THINKING},
+            "output_tokens_details": {"thinking_tokens": thinking},
             "service_tier": "standard",
         }
 
@@ -131,7 +155,14 @@ class OpenAIWire:
     finish: ClassVar[dict[str, str]] = {"length": "length", "filter": "content_filter"}
 
     def reply(
-        self, text: str = "", *, thinking: str = "", calls: Sequence[ToolUse] = (), finish: str = "", model: str = MODEL
+        self,
+        text: str = "",
+        *,
+        thinking: str = "",
+        calls: Sequence[ToolUse] = (),
+        finish: str = "",
+        model: str = MODEL,
+        counts: Counts = _USUAL,
     ) -> Answer:
         message: dict[str, Any] = {"role": "assistant", "content": text or None, "refusal": None, "annotations": []}
         if thinking:
@@ -140,7 +171,7 @@ class OpenAIWire:
             message["tool_calls"] = [self._call(each, json.dumps(each.arguments)) for each in calls]
         reason = self.finish.get(finish) or ("tool_calls" if calls else "stop")
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-        return Answer({**self._head("chat.completion", model), "choices": [choice], "usage": self._usage()})
+        return Answer({**self._head("chat.completion", model), "choices": [choice], "usage": self._usage(counts)})
 
     def streamed(
         self, pieces: Sequence[str] = (), *, thinking: Sequence[str] = (), calls: Sequence[ToolUse] = ()
@@ -167,8 +198,10 @@ class OpenAIWire:
     def error_event(self) -> bytes:
         return event({"error": {"message": "The server had an error", "type": "server_error", "code": None}})
 
-    def models(self, *names: str) -> Answer:
-        data = [{"id": each, "object": "model", "created": 1, "owned_by": "x"} for each in names]
+    def models(self, *names: str, context_tokens: int | None = None) -> Answer:
+        # Servers of open models tell the length, OpenAI does not.
+        more = {} if context_tokens is None else {"max_model_len": context_tokens}
+        data = [{"id": each, "object": "model", "created": 1, "owned_by": "x", **more} for each in names]
         return Answer({"object": "list", "data": data})
 
     def _head(self, kind: str, model: str) -> dict[str, Any]:
@@ -177,13 +210,13 @@ class OpenAIWire:
     def _call(self, call: ToolUse, arguments: str) -> dict[str, Any]:
         return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
-    def _usage(self) -> dict[str, Any]:
+    def _usage(self, counts: Counts = _USUAL) -> dict[str, Any]:
         return {
             "prompt_tokens": INPUT,
-            "completion_tokens": OUTPUT,
-            "total_tokens": INPUT + OUTPUT,
+            "completion_tokens": counts.output,
+            "total_tokens": INPUT + counts.output,
             "prompt_tokens_details": {"cached_tokens": CACHED},
-            "completion_tokens_details": {"reasoning_tokens": THINKING},
+            "completion_tokens_details": {"reasoning_tokens": counts.thinking},
         }
 
 
@@ -199,10 +232,17 @@ class GoogleWire:
     finish: ClassVar[dict[str, str]] = {"length": "MAX_TOKENS", "filter": "SAFETY"}
 
     def reply(
-        self, text: str = "", *, thinking: str = "", calls: Sequence[ToolUse] = (), finish: str = "", model: str = MODEL
+        self,
+        text: str = "",
+        *,
+        thinking: str = "",
+        calls: Sequence[ToolUse] = (),
+        finish: str = "",
+        model: str = MODEL,
+        counts: Counts = _USUAL,
     ) -> Answer:
         parts = self._parts([text] if text else [], [thinking] if thinking else [], calls)
-        return Answer(self._response(parts, self.finish.get(finish) or "STOP", model))
+        return Answer(self._response(parts, self.finish.get(finish) or "STOP", model, counts))
 
     def streamed(
         self, pieces: Sequence[str] = (), *, thinking: Sequence[str] = (), calls: Sequence[ToolUse] = ()
@@ -219,9 +259,9 @@ class GoogleWire:
     def error_event(self) -> bytes:
         return event({"error": {"code": 503, "message": "The model is overloaded.", "status": "UNAVAILABLE"}})
 
-    def models(self, *names: str) -> Answer:
+    def models(self, *names: str, context_tokens: int = 200_000) -> Answer:
         more = {
-            "inputTokenLimit": 200_000,
+            "inputTokenLimit": context_tokens,
             "outputTokenLimit": 8_192,
             "supportedGenerationMethods": ["generateContent"],
         }
@@ -237,12 +277,14 @@ class GoogleWire:
             )
         return parts
 
-    def _response(self, parts: list[dict[str, Any]], finish: str, model: str) -> dict[str, Any]:
+    def _response(
+        self, parts: list[dict[str, Any]], finish: str, model: str, counts: Counts = _USUAL
+    ) -> dict[str, Any]:
         candidate: dict[str, Any] = {"content": {"role": "model", "parts": parts}, "index": 0}
         if finish:
             candidate["finishReason"] = finish
-        usage = {"promptTokenCount": INPUT, "cachedContentTokenCount": CACHED, "totalTokenCount": INPUT + OUTPUT}
-        usage |= {"candidatesTokenCount": OUTPUT - THINKING, "thoughtsTokenCount": THINKING}
+        usage = {"promptTokenCount": INPUT, "cachedContentTokenCount": CACHED, "totalTokenCount": INPUT + counts.output}
+        usage |= {"candidatesTokenCount": counts.output - counts.thinking, "thoughtsTokenCount": counts.thinking}
         return {"candidates": [candidate], "usageMetadata": usage, "modelVersion": model, "responseId": "resp_1"}
 
 
