@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from crucible_kit.conformance import Report, Verdict, open_command, requirements_of, run_suite, settings_of
+from crucible_kit.conformance import (
+    Report,
+    Verdict,
+    open_command,
+    open_target,
+    requirements_of,
+    run_suite,
+    settings_of,
+)
 from crucible_kit.conformance.requirement import Stage
 from crucible_kit.errors import InvalidArgumentError, UnavailableError
 from tests.conformance.child import ADAPTERS
@@ -45,6 +53,16 @@ async def test_adapters_that_keep_the_contract_over_restarts_pass(name: str, tmp
     report = await report_on(name, tmp_path, SETTINGS.get(name, {}))
     assert report.ids(Verdict.PASSED) == [each.requirement.id for each in report.results]
     assert "HSK-RESTART-01" in report.ids(Verdict.PASSED)
+
+
+async def test_the_torch_engine_keeps_the_contract_over_restarts() -> None:
+    """The process that a host starts. What needs no restart is asked in test_builtin_adapters.py, without it."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    restarts = [each.id for each in requirements_of("training") if each.stage is Stage.RESTART]
+    async with open_target("builtin:torch", "training") as opened:
+        report = await run_suite(opened.channel, "training", only=restarts, restart=opened.restart)
+    assert report.ids(Verdict.PASSED) == restarts
 
 
 @pytest.mark.parametrize("name", MUTANTS)
