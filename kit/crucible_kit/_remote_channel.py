@@ -16,11 +16,11 @@ from google.protobuf.message import Message
 from crucible_kit.constraints import check_message
 from crucible_kit.errors import CONNECTION_LOST, UnavailableError, from_rpc_error
 from crucible_kit.outcomes import deadline_exceeded, task_is_cancelled
+from crucible_kit.parsing import check_aside
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 DEFAULT_UNARY_TIMEOUT = 60.0
 DEFAULT_READY_SECONDS = 30.0
-_LARGE_BYTES = 256 * 1024
 # How often a call is made whose connection breaks each time: the adapter may be dying of this very call.
 _TRIES = 3
 _RETRY_SECONDS = 1.0
@@ -106,11 +106,7 @@ class RemoteChannel:
         repeatable = name not in NOT_REPEATED.get(service, ())
 
         async def call(request: Message, *, timeout: float | None = None, metadata: Any = None) -> Message:
-            if request.ByteSize() < _LARGE_BYTES:
-                self._check(request)
-            else:
-                # The event loop has others to serve meanwhile.
-                await asyncio.to_thread(self._check, request)
+            await check_aside(request, self._check)
             end = time.monotonic() + (DEFAULT_UNARY_TIMEOUT if timeout is None else timeout)
 
             async def once() -> Message:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import uuid
 from collections.abc import Mapping
@@ -226,10 +225,9 @@ class AdapterInfoService(adapter_pb2_grpc.AdapterServiceServicer):
 
 def port_support(port: str, capabilities: tuple[str, ...]) -> adapter_pb2.PortSupport:
     """What an adapter declares of one port."""
-    service = PORTS[port].service
     return adapter_pb2.PortSupport(
-        service=service.full_name,
-        descriptor_sha256=hashlib.sha256(service.file.serialized_pb).hexdigest(),
+        service=PORTS[port].service.full_name,
+        descriptor_sha256=PORTS[port].descriptor_sha256,
         capabilities=sorted(capabilities),
     )
 

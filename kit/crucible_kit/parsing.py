@@ -58,12 +58,12 @@ def message_too_large(what: str, size_bytes: int, max_bytes: int) -> InvalidArgu
     )
 
 
-async def check_aside(message: Message) -> None:
-    """check_message; of a large one off the event loop, which has others to serve meanwhile."""
+async def check_aside(message: Message, check: Callable[[Message], None] = check_message) -> None:
+    """Checks a message; a large one off the event loop, which has others to serve meanwhile."""
     if message.ByteSize() < LARGE_BYTES:
-        check_message(message)
+        check(message)
     else:
-        await asyncio.to_thread(check_message, message)
+        await asyncio.to_thread(check, message)
 
 
 async def parse_in_turn(parse: Parser, data: bytes) -> Message:

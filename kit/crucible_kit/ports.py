@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,11 @@ class Port:
     stub: type
     servicer: type
     register: Callable[[Any, Any], None]
+
+    @property
+    def descriptor_sha256(self) -> str:
+        """SHA-256 of the file that defines the service, 64 hex digits, as the handshake tells it."""
+        return hashlib.sha256(self.service.file.serialized_pb).hexdigest()
 
 
 def _port(name: str, file: FileDescriptor, generated: Any, service: str) -> Port:

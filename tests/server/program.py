@@ -11,6 +11,7 @@ python tests/server/program.py FOLDER [WORD ...]; the words, and files of these 
     slow        answers STARTING to its first two probes
     sick        answers DEGRADED to probes
     ancient     speaks contract version 7 only, and does not look at the host's
+    older       was built with another contract of its ports
     leaks       puts the secret it was given into errors, stderr and probes
 
 It appends its process id to FOLDER/pids and each Configure to FOLDER/configured.
@@ -40,6 +41,7 @@ from crucible_kit.serving import bind, new_server
 
 READY, STARTING = adapter_pb2.ProbeResponse.STATE_READY, adapter_pb2.ProbeResponse.STATE_STARTING
 DEGRADED = adapter_pb2.ProbeResponse.STATE_DEGRADED
+OTHER_CONTRACT = "0" * 64
 SCHEMA = {
     "type": "object",
     "additionalProperties": False,
@@ -79,6 +81,9 @@ class Info(AdapterInfoService):
         info = await super().GetAdapterInfo(request, context)
         if "ancient" in self.behaviour:
             info.contract_versions[:] = [7]
+        if "older" in self.behaviour:
+            for port in info.ports:
+                port.descriptor_sha256 = OTHER_CONTRACT
         if "strict" in self.behaviour:
             for port in info.ports:
                 port.config_schema.CopyFrom(to_struct(SCHEMA))

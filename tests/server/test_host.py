@@ -31,6 +31,7 @@ from crucible_kit.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from crucible_kit.ports import PORTS
 from crucible_kit.redaction import MARK
 from crucible_kitchen.ports import executable, handshake, process
 from crucible_kitchen.ports import host as host_module
@@ -39,7 +40,7 @@ from crucible_kitchen.ports.host import PortHost
 from crucible_kitchen.ports.mapping import PortMapping
 from crucible_kitchen.ports.remote import RemoteAdapter
 from tests.server.certificates import make_certificates
-from tests.server.program import Behaviour, Info, serve
+from tests.server.program import OTHER_CONTRACT, Behaviour, Info, serve
 
 PROGRAM = Path(__file__).parent / "program.py"
 SECRET = "sk-of-the-program-0123456789"
@@ -344,6 +345,20 @@ async def served(folder: Path, address: str, *words: str, credentials: Any = Non
         yield bound, info
     finally:
         await server.stop(0)
+
+
+async def test_another_contract_is_told_once_and_served(
+    open_host: Open, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(folder, "127.0.0.1:0", "older") as (address, _):
+        host = open_host(blob=f"grpc:{address}")
+        for _ in range(2):
+            assert await stat(host) == "BLOB_NOT_FOUND"
+        # Asked for its settings anew, as after a lost connection.
+        assert await stat(host, "forget") == "NOT_CONFIGURED"
+        assert await stat(host) == "BLOB_NOT_FOUND"
+    [told] = [each.getMessage() for each in caplog.records if OTHER_CONTRACT in each.getMessage()]
+    assert "the port blob" in told and PORTS["blob"].descriptor_sha256 in told and f"grpc:{address}" in told
 
 
 async def test_another_instance_at_the_address_gets_its_settings_before_calls(open_host: Open, folder: Path) -> None:

@@ -23,10 +23,10 @@ from crucible_kit.channel import ObjectChannel
 from crucible_kit.errors import UnavailableError
 from crucible_kit.ports import PORTS
 from crucible_kitchen.options import ServerOptions
-from crucible_kitchen.ports.named import PortChannel
 from crucible_kitchen.runs.manager import RunManager
 from crucible_kitchen.store import RunRecord, Store
 from tests.workflow.fake_training import FakeSampling, FakeTraining
+from tests.workflow.port_channel import PortChannel
 
 ADAPTERS: tuple[Any, ...] = (
     LocalBlobStore,

@@ -92,6 +92,7 @@ class Configurator:
     def __init__(self) -> None:
         self._settings: dict[str, Settings] = {}
         self._done: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
         self._instance_id: str | None = None
         self._configuring: dict[str, SingleFlight[None]] = {}
 
@@ -128,8 +129,22 @@ class Configurator:
             check_options(settings, info, port)
             await self._configure(channel, settings, port)
         await _wait_until_ready(channel, settings)
+        self._tell_other_contract(settings, info, port)
         if self._instance_id == info.instance_id:
             self._done.add(port)
+
+    def _tell_other_contract(self, settings: Settings, info: adapter_pb2.GetAdapterInfoResponse, port: str) -> None:
+        """Logs once that the adapter was built with other protos than the server."""
+        support, ours = _support(info, port), PORTS[port].descriptor_sha256
+        theirs = "" if support is None else support.descriptor_sha256
+        if theirs in ("", ours) or (port, theirs) in self._told:
+            return
+        self._told.add((port, theirs))
+        logger.warning(
+            "%s: %s was built with another contract of the port %s than this server: its descriptor has the SHA-256 "
+            "%s, the server's %s; what only one of them knows is refused or missing: update the older side",
+            *(settings.where, settings.adapter, port, redact(theirs), ours),
+        )
 
     async def cancel(self) -> None:
         """Ends what is under way."""
@@ -205,9 +220,13 @@ def check_options(settings: Settings, info: adapter_pb2.GetAdapterInfoResponse, 
 
 def config_schema(info: adapter_pb2.GetAdapterInfoResponse, port: str) -> dict[str, Any]:
     """The JSON Schema of the port's settings; empty: the adapter gave none."""
-    service = PORTS[port].service.full_name
-    support = next((each for each in info.ports if each.service == service), None)
+    support = _support(info, port)
     return {} if support is None else from_struct(support.config_schema)
+
+
+def _support(info: adapter_pb2.GetAdapterInfoResponse, port: str) -> adapter_pb2.PortSupport | None:
+    service = PORTS[port].service.full_name
+    return next((each for each in info.ports if each.service == service), None)
 
 
 def _refused(settings: Settings, port: str, problem: str) -> InvalidArgumentError:
