@@ -9,8 +9,10 @@ import pytest
 
 from crucible_kit.conformance import Report, Verdict, requirements_of, run_suite, settings_of
 from tests.conformance.mutants.blob import BLOB_MUTANTS
+from tests.conformance.mutants.models import MODEL_MUTANTS
 from tests.conformance.mutants.mutant import Mutant
 from tests.conformance.mutants.sampling import SAMPLING_MUTANTS
+from tests.conformance.mutants.services import SERVICE_MUTANTS
 from tests.conformance.mutants.stores import STORE_MUTANTS
 from tests.conformance.mutants.texts import TEXT_MUTANTS
 from tests.conformance.mutants.training_checkpoints import TRAINING_CHECKPOINT_MUTANTS
@@ -29,6 +31,8 @@ GROUPS = {
     "sampling": SAMPLING_MUTANTS,
     "stores": STORE_MUTANTS,
     "texts": TEXT_MUTANTS,
+    "models": MODEL_MUTANTS,
+    "services": SERVICE_MUTANTS,
 }
 # What the toys show once need not be shown again by each mutant: that large messages are taken.
 _SMALL = {"largest_message_bytes": 1024 * 1024}
