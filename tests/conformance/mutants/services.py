@@ -63,7 +63,8 @@ class AnyOptions(FakeEnvironment):
 
 class MeansAreRounded(FakeEvaluator):
     async def Evaluate(self, request: Any, context: Any) -> AsyncIterator[evaluator_pb2.EvaluateResponse]:
-        async with aclosing(super().Evaluate(request, context)) as messages:
+        stream: Any = super().Evaluate(request, context)
+        async with aclosing(stream) as messages:
             async for each in messages:
                 for aggregate in each.summary.aggregates:
                     aggregate.mean = round(aggregate.mean, 1) + 0.01
