@@ -41,3 +41,8 @@ class _Asyncio:
 def count_running_time(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
     """Lets the time limits of a module's code count only time in which the event loop runs."""
     monkeypatch.setattr(module, "asyncio", _Asyncio())
+
+
+def longer(seconds: float) -> tuple[float, ...]:
+    """Deadlines for tries of a call that must have begun when its deadline passes: a stall may eat the first ones."""
+    return (seconds, 1.0, 5.0, 20.0)

@@ -31,6 +31,7 @@ from tests.conformance.mutants import statuses
 from tests.conformance.mutants.statuses import ChangedStatus
 from tests.conformance.mutants.transport import Configurable, Info, served
 from tests.conformance.toy.blob import Blob, ToyBlobs
+from tests.stalls import longer
 
 SMALL = settings_of("blob", {"largest_message_bytes": 1024 * 1024})
 
@@ -75,10 +76,14 @@ async def test_what_the_adapter_does_not_declare_is_skipped() -> None:
 
 
 async def test_a_call_that_hangs_fails_its_requirement_only() -> None:
-    quick = settings_of("blob", {"call_seconds": 0.2})
-    async with to_object({"blob": Hangs()}, {"blob": ()}) as channel:
-        report = await run_suite(channel, "blob", quick, only=["BLB-KEY", "BLB-LIST", "HSK"])
-    results = by_id(report.results)
+    results: dict[str, Result] = {}
+    for seconds in longer(0.2):
+        quick = settings_of("blob", {"call_seconds": seconds})
+        async with to_object({"blob": Hangs()}, {"blob": ()}) as channel:
+            report = await run_suite(channel, "blob", quick, only=["BLB-KEY", "BLB-LIST", "HSK"])
+        results = by_id(report.results)
+        if results["BLB-LIST-01"].verdict is Verdict.PASSED:
+            break
     assert results["BLB-LIST-01"].verdict is Verdict.PASSED
     assert any("DEADLINE_EXCEEDED" in each.got for each in results.values())
 

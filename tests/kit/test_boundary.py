@@ -22,6 +22,7 @@ from crucible_kit.errors import (
 )
 from crucible_kit.serving import bind, new_server
 from tests.kit.notes import SECRET, SERVICE, ScriptedBlobs
+from tests.stalls import longer
 
 Raw = Callable[..., Any]
 
@@ -201,8 +202,11 @@ async def test_a_unary_call_without_a_deadline_is_ended() -> None:
 async def test_the_clients_deadline_and_cancel_reach_the_handlers_finally() -> None:
     blobs = ScriptedBlobs()
     async with served(blobs) as channel:
-        with pytest.raises(grpc.aio.AioRpcError):
-            await stat(channel)(stat_request("hang"), timeout=0.05)
+        for seconds in longer(0.05):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stat(channel)(stat_request("hang"), timeout=seconds)
+            if blobs.entered.is_set():
+                break
         await asyncio.wait_for(blobs.left.wait(), 10)
 
         blobs.entered.clear()

@@ -487,7 +487,7 @@ class Configured(ScriptedBlobs):
 
 
 async def test_an_adapter_gets_its_settings_before_its_first_call(tmp_path: Path, attachments: Attachments) -> None:
-    manifest = f"  blob: {{adapter: 'attach:{NAME}', options: {{size: 7}}, wait_seconds: 5}}\n"
+    manifest = f"  blob: {{adapter: 'attach:{NAME}', options: {{size: 7}}, wait_seconds: 60}}\n"
     host = host_of(tmp_path, manifest, attachments)
     stub = host._ports["blob"].stub
     try:

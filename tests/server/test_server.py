@@ -80,7 +80,7 @@ async def test_a_server_starts_serves_and_stops_in_order(
     token_file = tmp_path / "tokens"
     token_file.write_text(f"admin: {TOKEN}\n")
     token_file.chmod(0o600)
-    options = ServerOptions(listen="127.0.0.1:0", data=tmp_path / "data", tokens=token_file, drain_seconds=3)
+    options = ServerOptions(listen="127.0.0.1:0", data=tmp_path / "data", tokens=token_file, drain_seconds=30)
     server = KitchenServer(options)
     with caplog.at_level(logging.INFO):
         await server.start()
@@ -100,7 +100,7 @@ async def test_a_server_starts_serves_and_stops_in_order(
     assert caught.value.reason == "DRAINING"
     await asyncio.gather(*stopping)
     await channel.close()
-    assert journal == ["ports open", "runs start recover=True", "runs drain 3", "ports close"]
+    assert journal == ["ports open", "runs start recover=True", "runs drain 30", "ports close"]
     again = KitchenServer(options)  # address, folder and lock are free again
     await again.start()
     await again.stop()
@@ -215,10 +215,10 @@ async def test_tls_serves_only_clients_that_its_authority_signed(
     server = KitchenServer(options)
     await server.start()
 
-    async def call(credentials: grpc.ChannelCredentials | None) -> None:
+    async def call(credentials: grpc.ChannelCredentials | None, timeout: float = 30) -> None:
         channel = connect(server.address, credentials=credentials)
         try:
-            await RunServiceStub(channel).ListRuns(run_pb2.ListRunsRequest(), timeout=1)
+            await RunServiceStub(channel).ListRuns(run_pb2.ListRunsRequest(), timeout=timeout)
         finally:
             await channel.close()
 
@@ -228,7 +228,7 @@ async def test_tls_serves_only_clients_that_its_authority_signed(
         strangers = [None, grpc.ssl_channel_credentials(root)]
         for credentials in strangers:
             with pytest.raises(KitchenError):
-                await call(credentials)
+                await call(credentials, timeout=1)
     finally:
         await server.stop()
 
