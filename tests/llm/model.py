@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tests.llm.server import Answer, Asked
+from tests.llm.server import Answer, Asked, Server
 from tests.llm.wires import MODEL, AnthropicWire, Counts, OpenAIWire, ToolUse, Wire
 
 _MODELS = (MODEL, "another-model")
@@ -36,10 +36,15 @@ class Question:
     is_streamed: bool
 
 
-def model(wire: Wire) -> Any:
-    """What Server.will takes: answers every request in the wire's form."""
+class ModelServer(Server):
+    """Answers every request as the model does, in a provider's form."""
 
-    def answer(asked: Asked) -> Answer:
+    def __init__(self, wire: Wire) -> None:
+        super().__init__()
+        self._wire = wire
+
+    def answer(self, asked: Asked) -> Answer:
+        wire = self._wire
         if asked.method == "GET":
             return wire.models(*_MODELS, context_tokens=_CONTEXT_TOKENS)
         question = _READERS[wire.name](asked)
@@ -56,8 +61,6 @@ def model(wire: Wire) -> Any:
         thinking = 5 if question.may_think and wire.name != OpenAIWire.name else 0
         counts = Counts(output=min(question.max_tokens, 20), thinking=thinking)
         return wire.reply(text, finish=finish, counts=counts)
-
-    return answer
 
 
 def _said(question: Question) -> tuple[str, str]:

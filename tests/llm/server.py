@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,9 +43,6 @@ class Asked:
     body: Any
 
 
-Answerer = Callable[[Asked], Answer]
-
-
 class Server:
     """Answers from a script, the last answer again and again.
 
@@ -56,21 +53,20 @@ class Server:
     """
 
     def __init__(self) -> None:
-        self._script: deque[Answer | Answerer] = deque()
+        self._script: deque[Answer] = deque()
         self.asked: list[Asked] = []
         self.arrived = asyncio.Event()
         self.gone = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def will(self, *answers: Answer | Answerer) -> None:
-        """Answers so from now on; a function is asked what to answer."""
+    def will(self, *answers: Answer) -> None:
+        """Answers so from now on."""
         self._script = deque(answers)
 
     def answer(self, asked: Asked) -> Answer:
         """What it answers to one request."""
-        answer = self._script.popleft() if len(self._script) > 1 else self._script[0]
-        return answer if isinstance(answer, Answer) else answer(asked)
+        return self._script.popleft() if len(self._script) > 1 else self._script[0]
 
     @property
     def address(self) -> str:
