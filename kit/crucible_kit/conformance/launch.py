@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
-import signal
 import tempfile
-from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from crucible.adapter.v1 import adapter_pb2_grpc
+from crucible_kit.author_process import LISTEN_VARIABLE
 from crucible_kit.channel import RemoteChannel, connect
+from crucible_kit.child_process import ChildProcess
 from crucible_kit.conformance.context import handshake
 from crucible_kit.errors import KitchenError, UnavailableError
 
-logger = logging.getLogger(__name__)
-
-LISTEN_VARIABLE = "CRUCIBLE_ADAPTER_LISTEN"
 _START_SECONDS = 180.0
 _STOP_SECONDS = 10.0
-_KEPT_LINES = 40
 
 
 class AdapterChild:
@@ -41,9 +36,7 @@ class AdapterChild:
         self._announces = announces
         # Short: a socket's path has at most 107 characters.
         self._folder = tempfile.TemporaryDirectory(prefix="ck-")
-        self._process: asyncio.subprocess.Process | None = None
-        self._readers: list[asyncio.Task[None]] = []
-        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._child: ChildProcess | None = None
         self._starts = 0
         self._channel: RemoteChannel | None = None
 
@@ -54,46 +47,28 @@ class AdapterChild:
             UnavailableError: ADAPTER_START_FAILED with the last lines it wrote.
         """
         self._starts += 1
-        self._lines.clear()
         listen = f"unix:{Path(self._folder.name) / f'{self._starts}.sock'}"
-        process = self._process = await asyncio.create_subprocess_exec(
-            *(word.replace("{listen}", listen) for word in self._command),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **self._environment, LISTEN_VARIABLE: listen},
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self._readers.append(asyncio.create_task(self._read(process.stderr)))
+        child = ChildProcess("adapter", first_line=self._announces)
+        command = [word.replace("{listen}", listen) for word in self._command]
+        await child.start(command, {**os.environ, **self._environment, LISTEN_VARIABLE: listen})
+        self._child = child
         try:
             async with asyncio.timeout(_START_SECONDS):
-                address = await self._announced(process.stdout) if self._announces else listen
-                self._readers.append(asyncio.create_task(self._read(process.stdout)))
-                return await self._connect(process, address)
+                address = _announced(await child.first_line()) if self._announces else listen
+                return await self._connect(child, address)
         except TimeoutError as error:
-            raise self._failed(f"no answer within {_START_SECONDS:g} s") from error
+            raise await self._failed(child, f"no answer within {_START_SECONDS:g} s") from error
+        except _NotStarted as problem:
+            raise await self._failed(child, str(problem)) from None
 
-    async def _announced(self, stdout: asyncio.StreamReader) -> str:
-        line = (await stdout.readline()).decode("utf-8", "replace").strip()
-        try:
-            announcement = json.loads(line)
-            if announcement["crucible"] == 1 and isinstance(announcement["address"], str):
-                return announcement["address"]
-        except (ValueError, KeyError, TypeError):
-            pass
-        told = f"its first line is {line!r}" if line else "it ended, or closed stdout, without a line"
-        raise self._failed(f'it must print {{"crucible": 1, "address": "..."}} first, but {told}')
-
-    async def _connect(self, process: asyncio.subprocess.Process, address: str) -> RemoteChannel:
+    async def _connect(self, child: ChildProcess, address: str) -> RemoteChannel:
         self._channel = channel = connect(address, retry=False)
         stub = adapter_pb2_grpc.AdapterServiceStub(channel)  # pyright: ignore[reportArgumentType]
-        call, ended = asyncio.ensure_future(handshake(stub)), asyncio.ensure_future(process.wait())
+        call, ended = asyncio.ensure_future(handshake(stub)), asyncio.ensure_future(child.wait())
         try:
             await asyncio.wait({call, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not call.done():
-                raise self._failed(f"it ended with status {process.returncode}")
+                raise _NotStarted(f"it ended with status {child.status}")
             with suppress(KitchenError):  # an answer, whatever it says, is what the suite looks at
                 call.result()
             return channel
@@ -102,13 +77,9 @@ class AdapterChild:
                 each.cancel()
             await asyncio.gather(call, ended, return_exceptions=True)
 
-    async def _read(self, stream: asyncio.StreamReader) -> None:
-        async for line in stream:
-            self._lines.append(line.decode("utf-8", "replace").rstrip())
-            logger.info("adapter: %s", self._lines[-1])
-
-    def _failed(self, what: str) -> UnavailableError:
-        shown = "\n".join(self._lines) or "nothing"
+    async def _failed(self, child: ChildProcess, what: str) -> UnavailableError:
+        await child.stop(_STOP_SECONDS, terminate=True)  # then all that it wrote has been read
+        shown = "\n".join(child.last_lines) or "nothing"
         return UnavailableError(
             f"{self._command[0]} did not start ({what}); its last lines: {shown[-1500:]}",
             reason="ADAPTER_START_FAILED",
@@ -116,38 +87,40 @@ class AdapterChild:
 
     async def restart(self) -> RemoteChannel:
         """Kills the process with SIGKILL and starts another."""
-        await self._leave(signal.SIGKILL)
+        child = await self._left()
+        if child is not None:
+            await child.kill()
         return await self.start()
 
     async def end(self) -> None:
         """Ends the process: the end of its stdin and SIGTERM, after 10 s SIGKILL."""
-        await self._leave(signal.SIGTERM)
+        child = await self._left()
+        if child is not None:
+            await child.stop(_STOP_SECONDS, terminate=True)
         self._folder.cleanup()
 
-    async def _leave(self, number: signal.Signals) -> None:
+    async def _left(self) -> ChildProcess | None:
+        """The process, its channel closed."""
         if self._channel is not None:
             await self._channel.close()
-        process, self._process, self._channel = self._process, None, None
-        if process is None:
-            return
-        if process.stdin is not None:
-            process.stdin.close()
-        if process.returncode is None:
-            _signal(process, number)
-        try:
-            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
-        except TimeoutError:
-            logger.warning("the adapter did not end in %g s and is killed", _STOP_SECONDS)
-            _signal(process, signal.SIGKILL)
-            await process.wait()
-        readers, self._readers = self._readers, []
-        await asyncio.gather(*readers, return_exceptions=True)
+        child, self._child, self._channel = self._child, None, None
+        return child
 
 
-def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    """To it and to what it started itself, as a shell does."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+class _NotStarted(Exception):
+    """Why a process is of no use."""
+
+
+def _announced(line: str) -> str:
+    """The address in an announcement."""
+    try:
+        announcement = json.loads(line)
+        if announcement["crucible"] == 1 and isinstance(announcement["address"], str):
+            return announcement["address"]
+    except (ValueError, KeyError, TypeError):
+        pass
+    told = f"its first line is {line!r}" if line else "it ended, or closed stdout, without a line"
+    raise _NotStarted(f'it must print {{"crucible": 1, "address": "..."}} first, but {told}')
 
 
 @asynccontextmanager

@@ -12,16 +12,15 @@ from typing import ClassVar
 
 from crucible.adapter.v1 import adapter_pb2
 from crucible_kit.addresses import check_address, is_local
+from crucible_kit.author_process import LISTEN_VARIABLE
 from crucible_kit.channel import RemoteChannel, connect
+from crucible_kit.child_process import ChildProcess
 from crucible_kit.errors import KitchenError, UnavailableError, from_status, to_status
 from crucible_kitchen.ports.binding import Opened, Opening
-from crucible_kitchen.ports.child import ChildProcess
 from crucible_kitchen.ports.handshake import Configurator, Settings, adapter_unavailable
 from crucible_kitchen.ports.process import ChildAdapter
 from crucible_kitchen.ports.remote import LOST_REASONS, NOT_CONFIGURED, settings_of
 
-LISTEN_VARIABLE = "CRUCIBLE_ADAPTER_LISTEN"
-"""Environment variable that tells the program where to listen."""
 ANNOUNCEMENT = '{"crucible": 1, "address": "unix:PATH"}'
 _ANNOUNCEMENT_VERSION = 1
 START_FAILED = {"start": "failed"}

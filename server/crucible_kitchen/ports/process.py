@@ -14,9 +14,9 @@ from typing import ClassVar
 from crucible.adapter.v1 import adapter_pb2
 from crucible_kit.adapter import AdapterOptions, ProcessAdapter
 from crucible_kit.channel import RemoteChannel, connect
+from crucible_kit.child_process import ChildProcess
 from crucible_kit.errors import DeadlineExceededError, KitchenError, UnavailableError
 from crucible_kitchen.ports import handshake
-from crucible_kitchen.ports.child import ChildProcess
 from crucible_kitchen.ports.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)

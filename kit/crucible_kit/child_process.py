@@ -1,4 +1,4 @@
-"""A child process of the server: what it writes is read, and it ends when the server does."""
+"""A child process of a host: what it writes is read, and it ends when the host does."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _PIPE_SECONDS = 1.0
 
 
 class ChildProcess:
-    """One process, started and ended once. Its stdin is a pipe: the end of file tells it to end, even when the server
-    was killed. Its stderr, and its stdout when that is read, go into the server's log line by line.
+    """One process, started and ended once. Its stdin is a pipe: the end of file tells it to end, even when the host
+    was killed. Its stderr, and its stdout when that is read, go into the host's log line by line.
 
     Args:
         name: for the log.
@@ -67,7 +67,7 @@ class ChildProcess:
             stdout=asyncio.subprocess.PIPE if reads_stdout else asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             env=dict(environment),
-            # Ctrl-C at the terminal is the server's to handle; and what it starts can be ended with it.
+            # Ctrl-C at the terminal is the host's to handle; and what it starts can be ended with it.
             start_new_session=True,
         )
         self._readers = [asyncio.create_task(self._read_stderr(self._process))]
@@ -106,6 +106,12 @@ class ChildProcess:
                 logger.warning("%s did not end in %g s and is killed", self._name, seconds)
                 self._signal(signal.SIGKILL)
                 await self.wait()
+        await self._finish_reading()
+
+    async def kill(self) -> None:
+        """Ends it by SIGKILL, without a sign before."""
+        self._signal(signal.SIGKILL)
+        await self.wait()
         await self._finish_reading()
 
     async def _finish_reading(self) -> None:
