@@ -203,7 +203,7 @@ export class BlobFolder {
   async #settle(key, path) {
     const upcoming = this.#nextPath(key);
     if (!(await exists(upcoming))) return;
-    const record = await parseRecord(upcoming, key);
+    const record = parseRecord(await readFile(upcoming, 'utf8'), key);
     const { size } = await stat(path);
     if (record && record.sizeBytes === size && record.sha256 === (await sha256File(path))) {
       await rename(upcoming, this.#recordPath(key));
@@ -215,8 +215,10 @@ export class BlobFolder {
 
   async #readRecord(key) {
     const path = this.#recordPath(key);
-    if (!(await exists(path))) return undefined;
-    const record = await parseRecord(path, key);
+    // Lists wait for nobody: one may read while another call deletes.
+    const text = await orMissing(readFile(path, 'utf8'));
+    if (text === undefined) return undefined;
+    const record = parseRecord(text, key);
     if (!record) throw corrupt(key, `has a damaged record ${path}; if the content is right, delete that file`);
     return record;
   }
@@ -275,9 +277,9 @@ function noRoom(key, why) {
   return fieldError('header.key', `'${key}' can't be a blob: ${why}; a name is a blob or a folder, not both`);
 }
 
-async function parseRecord(path, key) {
+function parseRecord(text, key) {
   try {
-    const value = JSON.parse(await readFile(path, 'utf8'));
+    const value = JSON.parse(text);
     const record = { sizeBytes: value.size_bytes, sha256: value.sha256, mediaType: value.media_type };
     const texts = [record.sha256, record.mediaType].every((each) => typeof each === 'string');
     return texts && Number.isSafeInteger(record.sizeBytes) && value.key === key ? record : undefined;

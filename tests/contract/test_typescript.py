@@ -320,6 +320,20 @@ async def staged(folder: Path) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_lists_beside_deletions_name_what_is_there(nodes: Nodes, tmp_path: Path) -> None:
+    channel = await nodes.channel(nodes.start("blob_store.mjs", "--root", str(tmp_path)).address)
+    stub = blob_pb2_grpc.BlobStoreServiceStub(channel)
+    keys = [f"k-{number}" for number in range(60)]
+    await asyncio.gather(*(write(stub, key, b"x") for key in keys))
+    request = blob_pb2.ListBlobsRequest(page_size=100)
+    deleting = asyncio.gather(*(stub.DeleteBlob(blob_pb2.DeleteBlobRequest(key=key)) for key in keys))
+    while not deleting.done():
+        for response in await asyncio.gather(*(stub.ListBlobs(request) for _ in range(8))):
+            assert {each.key for each in response.blobs} <= set(keys)
+    await deleting
+    assert not (await stub.ListBlobs(blob_pb2.ListBlobsRequest())).blobs
+
+
 async def test_a_call_that_runs_is_finished_before_the_end(tmp_path: Path) -> None:
     process = node("blob_store.mjs", "--root", str(tmp_path))
     channel = connect(process.address)
