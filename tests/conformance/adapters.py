@@ -17,6 +17,8 @@ from crucible_adapters.huggingface.options import HuggingFaceOptions, library_en
 from crucible_adapters.huggingface.process import Calls
 from crucible_kit.adapter import AdapterContext
 from tests.conformance.bindings import Capabilities, Servicers
+from tests.embedding import provider as embedding_provider
+from tests.embedding.wires import WIRES as EMBEDDING_WIRES
 from tests.engine.tiny import save_tiny_model
 from tests.hub.fake_hub import FakeHub
 from tests.hub.forking import forking, started
@@ -54,11 +56,13 @@ class Opening:
         needs: packages without which the test is skipped.
         in_full_on: the one binding over which all requirements are looked at; over the others those of the port and
             of errors, because a call takes long. Empty: all over each.
+        passed: requirements that may not be skipped.
     """
 
     open: Open
     needs: tuple[str, ...] = ()
     in_full_on: str = ""
+    passed: tuple[str, ...] = ()
 
 
 @asynccontextmanager
@@ -154,6 +158,22 @@ async def llm(kind: Any, request: pytest.FixtureRequest) -> AsyncIterator[Made]:
 
 
 @asynccontextmanager
+async def embedding(kind: Any, request: pytest.FixtureRequest) -> AsyncIterator[Made]:
+    """A provider's library, and a server on this machine that embeds in the provider's form."""
+    wire = next(each for each in EMBEDDING_WIRES if each.adapter is kind)
+    provider = embedding_provider.Provider(wire)
+    await provider.start()
+    known = {"dimension": embedding_provider.DIMENSION, "max_input_tokens": embedding_provider.MAX_TOKENS}
+    given = {"base_url": provider.address + wire.base_path, "model": wire.model, "models": {wire.model: known}}
+    try:
+        folder = request.getfixturevalue("tmp_path")
+        async with opened(kind, folder, secrets={"api_key": "sk-conformance"}, **given) as made:
+            yield made
+    finally:
+        await provider.stop()
+
+
+@asynccontextmanager
 async def torch_engine(kind: Any, request: pytest.FixtureRequest) -> AsyncIterator[Made]:
     """The engine of the process that the entry point names, without the process."""
     from crucible_adapters.torch_engine import operations
@@ -184,6 +204,9 @@ OPENINGS: dict[str, Opening] = {
     "blob.local": Opening(open=in_process()),
     "dataset.local": Opening(open=in_process()),
     "dataset.huggingface": Opening(open=on_the_hub(uri="conformance/rows"), in_full_on=_OBJECT),
+    # The model tells its limit, and nothing is cut.
+    "embedding.google_genai": Opening(open=embedding, passed=("EMB-MODELS-02",)),
+    "embedding.openai": Opening(open=embedding, passed=("EMB-MODELS-02",)),
     "hub.local": Opening(open=in_process()),
     "hub.huggingface": Opening(open=on_the_hub(repo="conformance/small"), in_full_on=_OBJECT),
     "llm.anthropic": Opening(open=llm),
@@ -195,6 +218,8 @@ OPENINGS: dict[str, Opening] = {
     "tokenizer.tokenizers": Opening(open=in_process()),
     "training.fake_training": Opening(open=fake_training),
     "training.torch": Opening(open=torch_engine, needs=_TORCH),
+    "vector.chroma": Opening(open=in_process(), needs=("chromadb",)),
+    "vector.memory": Opening(open=in_process()),
 }
 """By the entry point's name, PORT.NAME. A fake that is not named is opened with its defaults."""
 
