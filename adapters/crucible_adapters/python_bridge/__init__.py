@@ -1,0 +1,1 @@
+"""Functions of Python libraries in worker processes with limits: the port python_bridge."""

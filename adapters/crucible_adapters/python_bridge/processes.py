@@ -1,0 +1,247 @@
+"""The server's side of the workers: the process that forks them, and each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from crucible_adapters.python_bridge.frames import Frame, FrameError, Reader, encode
+from crucible_adapters.python_bridge.manifest import Library
+from crucible_kit.errors import FailedPreconditionError, UnavailableError
+
+logger = logging.getLogger(__name__)
+
+_MODULE = "crucible_adapters.python_bridge.worker"
+_REPLY_SLACK_BYTES = 1024 * 1024
+# Nothing of the server's own environment gets to the workers: it holds secrets.
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",  # the same request has the same answer, sets and all
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONNOUSERSITE": "1",
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+    # One thread: a process with more can't be forked safely.
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"),
+}
+
+
+class Worker(asyncio.Protocol):
+    """The process of one session. It does one thing at a time.
+
+    Attributes:
+        pid: its number.
+        killed: whether this side has ended it.
+    """
+
+    def __init__(self, max_result_bytes: int) -> None:
+        self._reader = Reader(max_result_bytes + _REPLY_SLACK_BYTES)
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[Frame | None] | None = None
+        self.gone = False
+        self.killed = False
+        self.pid = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            frame = self._reader.feed(data)
+        except FrameError as error:
+            logger.warning("worker %d is killed: %s", self.pid, error)
+            self.kill()
+            return
+        if frame is not None and self._answer is not None and not self._answer.done():
+            self._answer.set_result(frame)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone = True
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(None)
+
+    def ask(self, header: dict[str, Any], payload: bytes = b"") -> asyncio.Future[Frame | None]:
+        """Sends a frame; the answer, or None when the process has ended."""
+        self._answer = asyncio.get_running_loop().create_future()
+        if self.gone or self._transport is None:
+            self._answer.set_result(None)
+        else:
+            self._transport.write(encode(header, payload))
+        return self._answer
+
+    def kill(self) -> None:
+        """Ends the process. Its number stays its own until it is reaped; one that has ended keeps its status."""
+        self.killed = True
+        if self.pid:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Template:
+    """The process that has the libraries loaded and forks the workers; started anew when it has ended.
+
+    Args:
+        libraries: what it loads.
+        python_path: folders for its modules.
+        max_result_bytes: of the workers' answers.
+    """
+
+    def __init__(self, libraries: Sequence[Library], python_path: Iterable[str], max_result_bytes: int) -> None:
+        self._libraries = libraries
+        self._environment = dict(_ENVIRONMENT)
+        if folders := os.pathsep.join(python_path):
+            self._environment["PYTHONPATH"] = folders
+        self._max_result_bytes = max_result_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._folder = ""
+        self._turn = asyncio.Lock()
+        self._workers: set[Worker] = set()
+        self.problems: dict[str, str] = {}
+        self.closed = False
+
+    async def start(self) -> None:
+        """Starts the process unless it runs, and waits until it has loaded the libraries.
+
+        Raises:
+            UnavailableError: WORKERS_UNAVAILABLE, ADAPTER_CLOSED.
+        """
+        async with self._turn:
+            await self._start()
+
+    async def _start(self) -> None:
+        if self.closed:
+            raise UnavailableError("the Python bridge is closed", reason="ADAPTER_CLOSED")
+        if self._control is not None:
+            return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.to_thread(self._spawn, theirs)
+        ours.setblocking(False)
+        self._control = ours
+        request = {"libraries": [each.model_dump(mode="json", exclude_unset=True) for each in self._libraries]}
+        answer = await self._ask(request)
+        self.problems = answer["problems"]
+        if answer["threads"] > 1:
+            logger.warning("the libraries start %d threads: workers lack them", answer["threads"] - 1)
+        for name, problem in self.problems.items():
+            logger.warning("the library %s can't be used: %s", name, problem)
+
+    def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        self._folder = self._folder or tempfile.mkdtemp(prefix="python-bridge-")
+        return subprocess.Popen(
+            # -P: a file in the working directory must not stand in for a library
+            [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env={**self._environment, "HOME": self._folder, "TMPDIR": self._folder},
+            cwd=self._folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # A group of its own: it is ended with all workers at once, and Ctrl-C is the server's to handle.
+            start_new_session=True,
+        )
+
+    async def fork(self, memory_limit_bytes: int) -> Worker:
+        """A new worker. Raises as `start`, and FailedPreconditionError WORKER_NOT_STARTED."""
+        async with self._turn:
+            await self._start()
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            try:
+                with theirs:
+                    answer = await self._ask({"fork": memory_limit_bytes}, theirs)
+                if "pid" not in answer:
+                    raise FailedPreconditionError(
+                        f"no process can be started for the session: {answer.get('problem')}",
+                        reason="WORKER_NOT_STARTED",
+                    )
+            except BaseException:
+                ours.close()
+                raise
+        worker = Worker(self._max_result_bytes)
+        worker.pid = answer["pid"]
+        self._workers.add(worker)
+        await asyncio.get_running_loop().create_connection(lambda: worker, sock=ours)
+        return worker
+
+    async def reap(self, worker: Worker) -> int:
+        """Takes the exit status of a worker that ends; -15 and such: ended by that signal."""
+        async with self._turn:
+            pid, worker.pid = worker.pid, 0
+            self._workers.discard(worker)
+            if not pid or self._control is None:
+                return 0
+            return int((await self._ask({"reap": pid}))["status"])
+
+    async def _ask(self, request: dict[str, Any], passed: socket.socket | None = None) -> dict[str, Any]:
+        """One question and its answer; to be called in turn. A cancelled caller leaves no answer behind."""
+        asking = asyncio.ensure_future(self._exchange(request, passed))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            await asyncio.wait([asking])
+            if not asking.cancelled() and asking.exception() is None and "pid" in asking.result():
+                orphan = asking.result()["pid"]
+                os.kill(orphan, signal.SIGKILL)
+                await self._exchange({"reap": orphan}, None)
+            raise
+
+    async def _exchange(self, request: dict[str, Any], passed: socket.socket | None) -> dict[str, Any]:
+        loop, control = asyncio.get_running_loop(), self._control
+        assert control is not None
+        try:
+            line = json.dumps(request).encode() + b"\n"
+            if passed is not None:
+                # Short, and the only thing on its way: the socket takes it whole.
+                socket.send_fds(control, [line], [passed.fileno()])
+            else:
+                await loop.sock_sendall(control, line)
+            answer = b""
+            while not answer.endswith(b"\n"):
+                data = await loop.sock_recv(control, 64 * 1024)
+                if not data:
+                    raise ConnectionResetError("it has ended")
+                answer += data
+            return json.loads(answer)
+        except (OSError, ValueError) as error:
+            await self._end()
+            raise UnavailableError(
+                f"the process of the Python libraries has ended ({error}): try again, it is started anew",
+                reason="WORKERS_UNAVAILABLE",
+            ) from error
+
+    async def close(self) -> None:
+        """Ends the process and all workers."""
+        self.closed = True
+        async with self._turn:
+            await self._end()
+        if self._folder:
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+    async def _end(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        process, self._process = self._process, None
+        if process is not None:
+            # Not reaped yet, so the number is still that of its group.
+            os.killpg(process.pid, signal.SIGKILL)
+            await asyncio.to_thread(process.wait)
+        for worker in self._workers:
+            worker.pid = 0  # ended with the group: the number may be anybody's from now on
+        self._workers.clear()
