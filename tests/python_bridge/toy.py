@@ -29,7 +29,7 @@ class Counter:
         return self.value
 
     def wait_and_increment(self, path: str) -> int:
-        """Counts on when a file is there."""
+        """Counts on when a pipe is closed at its other end."""
         wait_for(path)
         return self.increment()
 
@@ -76,10 +76,8 @@ def sleep() -> None:
 
 
 def wait_for(path: str) -> str:
-    """Until a file is there."""
-    while not Path(path).exists():
-        time.sleep(0.002)
-    return path
+    """Until a pipe is closed at its other end."""
+    return Path(path).read_text(encoding="utf-8")
 
 
 def recurse(n: int = 0) -> int:

@@ -12,17 +12,21 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from crucible_adapters.python_bridge.frames import Frame, FrameError, Reader, encode
 from crucible_adapters.python_bridge.manifest import Library
 from crucible_kit.errors import FailedPreconditionError, UnavailableError
 
+Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 _MODULE = "crucible_adapters.python_bridge.worker"
+_STDERR = "stderr"
+_SHOWN_CHARACTERS = 2000
 _REPLY_SLACK_BYTES = 1024 * 1024
 # Nothing of the server's own environment gets to the workers: it holds secrets.
 _ENVIRONMENT = {
@@ -41,17 +45,18 @@ class Worker(asyncio.Protocol):
     """The process of one session. It does one thing at a time.
 
     Attributes:
-        pid: its number.
+        pid: its number; 0: it has ended, and the number may be anybody's.
+        gone: it has closed its socket.
         killed: whether this side has ended it.
     """
 
-    def __init__(self, max_result_bytes: int) -> None:
+    def __init__(self, pid: int, max_result_bytes: int) -> None:
+        self.pid = pid
         self._reader = Reader(max_result_bytes + _REPLY_SLACK_BYTES)
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Frame | None] | None = None
         self.gone = False
         self.killed = False
-        self.pid = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -108,7 +113,7 @@ class Template:
         self._max_result_bytes = max_result_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._folder = ""
+        self._folder: Path | None = None
         self._turn = asyncio.Lock()
         self._workers: set[Worker] = set()
         self.problems: dict[str, str] = {}
@@ -126,15 +131,19 @@ class Template:
     async def _start(self) -> None:
         if self.closed:
             raise UnavailableError("the Python bridge is closed", reason="ADAPTER_CLOSED")
-        if self._control is not None:
-            return
+        if self._control is None:
+            await _whole(self._load())
+
+    async def _load(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.to_thread(self._spawn, theirs)
         ours.setblocking(False)
         self._control = ours
+        with theirs:
+            self._process = await asyncio.to_thread(self._spawn, theirs)
+        if self.closed:
+            self.stop()
         request = {"libraries": [each.model_dump(mode="json", exclude_unset=True) for each in self._libraries]}
-        answer = await self._ask(request)
+        answer = await self._exchange(request)
         self.problems = answer["problems"]
         if answer["threads"] > 1:
             logger.warning("the libraries start %d threads: workers lack them", answer["threads"] - 1)
@@ -142,69 +151,66 @@ class Template:
             logger.warning("the library %s can't be used: %s", name, problem)
 
     def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
-        self._folder = self._folder or tempfile.mkdtemp(prefix="python-bridge-")
-        return subprocess.Popen(
-            # -P: a file in the working directory must not stand in for a library
-            [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env={**self._environment, "HOME": self._folder, "TMPDIR": self._folder},
-            cwd=self._folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            # A group of its own: it is ended with all workers at once, and Ctrl-C is the server's to handle.
-            start_new_session=True,
-        )
+        self._folder = self._folder or Path(tempfile.mkdtemp(prefix="python-bridge-"))
+        home = self._folder / "home"
+        home.mkdir(exist_ok=True)
+        with (self._folder / _STDERR).open("wb") as stderr:
+            return subprocess.Popen(
+                # -P: a file in the working directory must not stand in for a library
+                [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**self._environment, "HOME": str(home), "TMPDIR": str(home)},
+                cwd=home,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                # A group of its own: it is ended with all workers at once, and Ctrl-C is the server's to handle.
+                start_new_session=True,
+            )
 
     async def fork(self, memory_limit_bytes: int) -> Worker:
-        """A new worker. Raises as `start`, and FailedPreconditionError WORKER_NOT_STARTED."""
+        """A new worker; whoever asks must not be cancelled. Raises as `start`, and WORKER_NOT_STARTED."""
         async with self._turn:
-            await self._start()
-            ours, theirs = socket.socketpair()
-            ours.setblocking(False)
             try:
-                with theirs:
-                    answer = await self._ask({"fork": memory_limit_bytes}, theirs)
-                if "pid" not in answer:
-                    raise FailedPreconditionError(
-                        f"no process can be started for the session: {answer.get('problem')}",
-                        reason="WORKER_NOT_STARTED",
-                    )
-            except BaseException:
-                ours.close()
-                raise
-        worker = Worker(self._max_result_bytes)
-        worker.pid = answer["pid"]
-        self._workers.add(worker)
+                pid, ours = await self._forked(memory_limit_bytes)
+            except UnavailableError:
+                pid, ours = await self._forked(memory_limit_bytes)  # nothing has run yet
+            worker = Worker(pid, self._max_result_bytes)
+            self._workers.add(worker)
         await asyncio.get_running_loop().create_connection(lambda: worker, sock=ours)
         return worker
 
+    async def _forked(self, memory_limit_bytes: int) -> tuple[int, socket.socket]:
+        await self._start()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            with theirs:
+                answer = await self._exchange({"fork": memory_limit_bytes}, theirs)
+            if "pid" not in answer:
+                raise FailedPreconditionError(
+                    f"no process can be started for the session: {answer.get('problem')}", reason="WORKER_NOT_STARTED"
+                )
+        except BaseException:
+            ours.close()
+            raise
+        return int(answer["pid"]), ours
+
     async def reap(self, worker: Worker) -> int:
-        """Takes the exit status of a worker that ends; -15 and such: ended by that signal."""
+        """Takes the exit status of a worker that ends; -15 and such: ended by that signal. Not to be cancelled."""
         async with self._turn:
             pid, worker.pid = worker.pid, 0
             self._workers.discard(worker)
             if not pid or self._control is None:
                 return 0
-            return int((await self._ask({"reap": pid}))["status"])
+            return int((await self._exchange({"reap": pid}))["status"])
 
-    async def _ask(self, request: dict[str, Any], passed: socket.socket | None = None) -> dict[str, Any]:
-        """One question and its answer; to be called in turn. A cancelled caller leaves no answer behind."""
-        asking = asyncio.ensure_future(self._exchange(request, passed))
-        try:
-            return await asyncio.shield(asking)
-        except asyncio.CancelledError:
-            await asyncio.wait([asking])
-            if not asking.cancelled() and asking.exception() is None and "pid" in asking.result():
-                orphan = asking.result()["pid"]
-                os.kill(orphan, signal.SIGKILL)
-                await self._exchange({"reap": orphan}, None)
-            raise
-
-    async def _exchange(self, request: dict[str, Any], passed: socket.socket | None) -> dict[str, Any]:
+    async def _exchange(self, request: dict[str, Any], passed: socket.socket | None = None) -> dict[str, Any]:
+        """One question and its answer; to be called in turn, and never cancelled: the answer would stay behind."""
         loop, control = asyncio.get_running_loop(), self._control
-        assert control is not None
         try:
+            if control is None:
+                raise ConnectionResetError("it is not there")
             line = json.dumps(request).encode() + b"\n"
             if passed is not None:
                 # Short, and the only thing on its way: the socket takes it whole.
@@ -215,33 +221,59 @@ class Template:
             while not answer.endswith(b"\n"):
                 data = await loop.sock_recv(control, 64 * 1024)
                 if not data:
-                    raise ConnectionResetError("it has ended")
+                    raise ConnectionResetError("it has closed its socket")
                 answer += data
             return json.loads(answer)
         except (OSError, ValueError) as error:
             await self._end()
             raise UnavailableError(
-                f"the process of the Python libraries has ended ({error}): try again, it is started anew",
+                f"the process of the Python libraries has ended ({error}): try again, it is started anew, and look at "
+                "the server's log",
                 reason="WORKERS_UNAVAILABLE",
             ) from error
 
-    async def close(self) -> None:
-        """Ends the process and all workers."""
+    def stop(self) -> None:
+        """Ends the process and all workers; `close` waits for it."""
         self.closed = True
+        if self._process is not None:
+            # Not reaped yet, so the number is still that of its group.
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def close(self) -> None:
+        """Ends the process and all workers, and removes their folder."""
+        self.stop()
         async with self._turn:
             await self._end()
-        if self._folder:
+        if self._folder is not None:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     async def _end(self) -> None:
-        if self._control is not None:
-            self._control.close()
-            self._control = None
+        control, self._control = self._control, None
         process, self._process = self._process, None
+        if control is not None:
+            control.close()
         if process is not None:
-            # Not reaped yet, so the number is still that of its group.
             os.killpg(process.pid, signal.SIGKILL)
             await asyncio.to_thread(process.wait)
+            if not self.closed:
+                logger.error("the process of the Python libraries has ended: %s", await asyncio.to_thread(self._said))
         for worker in self._workers:
             worker.pid = 0  # ended with the group: the number may be anybody's from now on
         self._workers.clear()
+
+    def _said(self) -> str:
+        """The end of what the process wrote to stderr."""
+        assert self._folder is not None
+        return (self._folder / _STDERR).read_text("utf-8", "replace")[-_SHOWN_CHARACTERS:] or "it has said nothing"
+
+
+async def _whole(work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of something that goes on to its end when its caller is cancelled, who waits for that."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()
+        raise

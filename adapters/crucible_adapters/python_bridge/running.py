@@ -229,8 +229,6 @@ class Runner:
     async def close(self) -> None:
         """Waits for all that goes on; the workers have been killed."""
         while self._tasks:
-            for task in self._tasks:
-                task.cancel()
             await asyncio.wait(self._tasks)
 
     def _timed_out(self, session: Session, timeout: float) -> KitchenError:

@@ -96,6 +96,7 @@ def _fork(
         return {"pid": pid}
     try:
         control.close()
+        os.dup2(1, 2)  # nowhere: what a library says is not what the server logs
         limits = Limits(memory_limit)
         refuse_actions()
         serve(connection, Calls(libraries, targets, limits))

@@ -69,7 +69,7 @@ class PythonWorkers(python_bridge_pb2_grpc.PythonBridgeServiceServicer):
 
     async def close(self) -> None:
         """Ends all processes."""
-        self._template.closed = True
+        self._template.stop()
         for task in (self._sweep, self._loading):
             if task is not None:
                 task.cancel()

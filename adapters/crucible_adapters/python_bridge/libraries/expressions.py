@@ -44,13 +44,20 @@ def parse(text: str) -> Any:
     """
     if len(text) > _MAX_CHARACTERS:
         raise ExpressionError(f"the text has {len(text)} characters, at most {_MAX_CHARACTERS} are read")
+    sides = _EQUALS.split(text)
+    if len(sides) == 2:
+        return sympy.Eq(*map(_read, sides))
+    return _read(text)
+
+
+def _read(text: str) -> Any:
     try:
         # Only reads: nothing of what it finds is run.
-        tree = ast.parse(_EQUALS.sub("==", text.strip().replace("^", "**")), mode="eval")
+        tree = ast.parse(text.strip().replace("^", "**"), mode="eval")
     # The parser says MemoryError when its own stack ends: a text of this length needs no memory to speak of.
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ExpressionError(f"the text is no expression: {error or 'it is nested too deep'}") from error
-    return _build(tree.body, text, 0)
+    return _build(tree.body, 0)
 
 
 def expression(value: Any) -> Any:
@@ -64,12 +71,12 @@ def expression(value: Any) -> Any:
     return sympy.Float(value) if isinstance(value, float) else value
 
 
-def _build(node: ast.expr, text: str, depth: int) -> Any:
+def _build(node: ast.expr, depth: int) -> Any:
     if depth > _MAX_DEPTH:
         raise ExpressionError(f"the expression is nested deeper than {_MAX_DEPTH}")
 
     def inner(each: ast.expr) -> Any:
-        return _build(each, text, depth + 1)
+        return _build(each, depth + 1)
 
     match node:
         case ast.Constant(value=bool(value)):
