@@ -22,10 +22,12 @@ test-live: venv
 bench: $(VENV)/.bench-installed
 	$(VENV)/bin/python -m benchmarks.bench
 
-# Random deaths, a mixed load and fuzzed calls, an hour and more: make soak SOAK="--seed 7 --minutes 5" FUZZ="--calls 20000".
+# Random deaths, a mixed load, fuzzed calls and hostile input, an hour and more:
+# make soak SOAK="--seed 7 --minutes 5" FUZZ="--calls 20000" HOSTILE="--inputs 1000".
 soak: venv
 	$(VENV)/bin/python -m tests.fault.soak $(SOAK)
 	$(VENV)/bin/python -m tests.fuzz --calls 100000 --sweep $(FUZZ)
+	$(VENV)/bin/python -m tests.python_bridge.soak --inputs 100 $(HOSTILE)
 
 check: venv $(PROTO_VENV)/.installed $(BUF)
 	$(VENV)/bin/ruff check .

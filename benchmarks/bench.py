@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import bindings, calls, load, lora_sessions, sampling, starts, training_step
+from benchmarks import bindings, calls, load, lora_sessions, python_bridge, sampling, starts, training_step
 from benchmarks.machine import facts
 from benchmarks.report import Table
 from benchmarks.scale import FULL, QUICK, Scale
@@ -27,6 +27,7 @@ GROUPS = {
     "sampling": sampling.measure,
     "calls": calls.measure,
     "bindings": bindings.measure,
+    "python_bridge": python_bridge.measure,
     "starts": starts.measure,
     "load": load.measure,
 }

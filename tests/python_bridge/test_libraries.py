@@ -109,7 +109,10 @@ async def pylatexenc_is_right(session: Session) -> None:
 async def test_the_builtin_manifests_are_listed(tmp_path: Path) -> None:
     async with bridge(tmp_path, libraries=("sympy", "math_verify"), manifests=()) as made:
         listed = (await made.stub.ListLibraries(pb.ListLibrariesRequest())).libraries
-        assert [(each.name, each.version) for each in listed] == [("math_verify", "0.9.0"), ("sympy", sympy.__version__)]
+        assert [(each.name, each.version) for each in listed] == [
+            ("math_verify", "0.9.0"),
+            ("sympy", sympy.__version__),
+        ]
         functions = {each.name: each for each in listed[1].functions}
         assert functions["differentiate"].signature == (
             "(value: text | integer | real | object[sympy:Basic], symbol: text, times: integer = 1)"

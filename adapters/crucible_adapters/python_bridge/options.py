@@ -33,9 +33,7 @@ class WorkersOptions(AdapterOptions):
         default=128, ge=1, le=4096, description="Sessions that may be open; each has a process once it is used."
     )
     max_objects: int = Field(default=10_000, ge=1, description="References that a session may hold.")
-    lease_seconds: float = Field(
-        default=600.0, gt=0, description="A session that no call names for so long expires."
-    )
+    lease_seconds: float = Field(default=600.0, gt=0, description="A session that no call names for so long expires.")
     call_timeout_seconds: float = Field(
         default=10.0, gt=0, le=3600, description="Longest wall-clock time of a call; sessions may ask for less."
     )

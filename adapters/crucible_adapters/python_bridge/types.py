@@ -1,9 +1,9 @@
 """Types of arguments and results as manifests write them: `text | list[integer] | object[sympy:Basic]`.
 
-    none boolean integer real text bytes tensor    as the port's values; a real may be given as an integer
-    list list[T] dict dict[T]                      without T: of anything
-    object object[module:Class]                    an object of the session
-    any
+none boolean integer real text bytes tensor    as the port's values; a real may be given as an integer
+list list[T] dict dict[T]                      without T: of anything
+object object[module:Class]                    an object of the session
+any
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -150,13 +151,14 @@ class PythonWorkers(python_bridge_pb2_grpc.PythonBridgeServiceServicer):
         start.check = self._check_of(session, request)
         await self._runner.run(session, start)
         session.streams.add(stream)
+        check = partial(self._check_stream, session, stream)
         try:
             while True:
-                session = self._session(request.session_id)  # it may have been closed in between
+                self._session(request.session_id)  # it may have been closed in between
                 following = Call({**header, "do": "next"}, stream=stream)
                 following.keep = request.result_mode == pb.RESULT_MODE_REFERENCE
                 following.timeout_seconds, following.max_result_bytes = entry.timeout_seconds, entry.max_result_bytes
-                following.check = lambda: self._check_stream(session, stream)
+                following.check = check
                 item = await self._runner.run(session, following)
                 if item is None:
                     session.streams.discard(stream)
@@ -171,7 +173,7 @@ class PythonWorkers(python_bridge_pb2_grpc.PythonBridgeServiceServicer):
 
     async def _stop(self, session: Session, stop: Call) -> None:
         """Ends a stream that its caller has left."""
-        stop.check = lambda: self._check_stream(session, stop.stream)
+        stop.check = partial(self._check_stream, session, stop.stream)
         try:
             await self._runner.run(session, stop)
         except KitchenError:

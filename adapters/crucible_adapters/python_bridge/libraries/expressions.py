@@ -16,14 +16,20 @@ _MAX_DEPTH = 100
 _FUNCTIONS: dict[str, Any] = {
     name: getattr(sympy, name)
     for name in (
-        "Abs Max Min acos acosh acot acsc asec asin asinh atan atan2 atanh binomial cbrt ceiling conjugate cos cosh cot "
-        "coth csc csch erf exp factorial fibonacci floor gamma gcd im lcm log re root sec sech sign sin sinh sqrt tan "
-        "tanh zeta"
+        "Abs Max Min acos acosh acot acsc asec asin asinh atan atan2 atanh binomial cbrt ceiling conjugate cos cosh "
+        "cot coth csc csch erf exp factorial fibonacci floor gamma gcd im lcm log re root sec sech sign sin sinh sqrt "
+        "tan tanh zeta"
     ).split()
 } | {"abs": sympy.Abs, "ln": sympy.log}
 _CONSTANTS = {
-    **{"pi": sympy.pi, "E": sympy.E, "I": sympy.I, "oo": sympy.oo, "inf": sympy.oo, "nan": sympy.nan},
-    **{"True": sympy.true, "False": sympy.false},
+    "pi": sympy.pi,
+    "E": sympy.E,
+    "I": sympy.I,
+    "oo": sympy.oo,
+    "inf": sympy.oo,
+    "nan": sympy.nan,
+    "True": sympy.true,
+    "False": sympy.false,
 }
 _RELATIONS = {ast.Eq: sympy.Eq, ast.NotEq: sympy.Ne, ast.Lt: sympy.Lt, ast.LtE: sympy.Le, ast.Gt: sympy.Gt}
 _RELATIONS[ast.GtE] = sympy.Ge
