@@ -39,11 +39,11 @@ CLASSES = {
     ),
     "waiting for ever": Hostile("toy.sleep", (), "CALL_TIMEOUT", "limit_seconds"),
     "nested brackets": Hostile("sympy.parse", ("(" * 9000 + "x" + ")" * 9000,), "PYTHON_EXCEPTION", "exception_class"),
-    "nested LaTeX": Hostile("pylatexenc.parse", ("{" * 50_000,), "PYTHON_EXCEPTION", "exception_class"),
+    "nested LaTeX": Hostile("pylatexenc.parse", ("{" * 5_000,), "PYTHON_EXCEPTION", "exception_class"),
     "recursion": Hostile("toy.recurse", (), "PYTHON_EXCEPTION", "exception_class"),
     "memory at once": Hostile("toy.allocate", (2**33,), "MEMORY_LIMIT", "limit_bytes"),
     "memory bit by bit": Hostile("toy.grow", (), "MEMORY_LIMIT", "limit_bytes"),
-    "an answer without end": Hostile("pylatexenc.text_to_latex", ("%" * 100_000,), "RESULT_TOO_LARGE", "limit_bytes"),
+    "an answer without end": Hostile("pylatexenc.text_to_latex", ("%" * 40_000,), "RESULT_TOO_LARGE", "limit_bytes"),
     "a crash": Hostile("toy.crash", (), "WORKER_DIED", "status"),
     "an exit": Hostile("toy.leave", (), "WORKER_DIED", "status"),
     "code as text": Hostile("sympy.parse", ("__import__('os')._exit(0)",), "PYTHON_EXCEPTION", "exception_class"),
@@ -54,7 +54,7 @@ CLASSES = {
     "connecting": Hostile("toy.connect", (9,), "PYTHON_EXCEPTION"),
     "an error without a text": Hostile("toy.fail_without_text", (), "PYTHON_EXCEPTION"),
     "a call to leave": Hostile("toy.system_exit", (), "PYTHON_EXCEPTION"),
-    "a digit of 200,000 places": Hostile("math_verify.parse", ("9" * 200_000,), ""),
+    "a number of 20,000 digits": Hostile("math_verify.parse", ("9" * 20_000,), ""),
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from crucible.port.python_bridge.v1 import python_bridge_pb2 as pb
+from crucible_adapters.python_bridge.frames import encode
 from crucible_adapters.python_bridge.options import WorkersOptions
 from crucible_adapters.python_bridge.workers import PythonWorkers
 from crucible_kit.adapter import AdapterContext
@@ -23,6 +24,8 @@ from crucible_kit.errors import (
     NotFoundError,
     PermissionDeniedError,
     ResourceExhaustedError,
+    UnavailableError,
+    to_status,
 )
 from tests.contract.refusals import refused
 from tests.contract.test_python_bridge import BAD_ARGUMENTS, REFERENCE, VALUES, Session, opened, result
@@ -157,7 +160,9 @@ async def test_values_travel_and_answers_repeat(tmp_path: Path) -> None:
             for each in VALUES:
                 back = await session.call("toy.echo", each)
                 assert (back, type(back)) == (each, type(each))
-            request = pb.CallFunctionRequest(**session.on, library="toy", function="surroundings")
+            request = pb.CallFunctionRequest(
+                session_id=session.opened.session_id, library="toy", function="surroundings"
+            )
             answer = (await made.stub.CallFunction(request)).result
             seen = result(answer)
             # Nothing of the server's environment, an empty folder, and the hash of texts is the same everywhere.
@@ -239,6 +244,46 @@ async def test_calls_wait_for_a_worker_as_many_as_may(tmp_path: Path, gate: Gate
         waits = asyncio.ensure_future(third.call("toy.add", 2))
         gate.open()
         assert (await runs, await waits) == ("", 3)
+
+
+async def test_a_closed_session_s_calls_end(tmp_path: Path, gate: Gate) -> None:
+    async with bridge(tmp_path, workers=1) as made:
+        session, other = await opened(made.stub), await opened(made.stub)
+        await other.call("toy.add", 1)
+        runs = asyncio.ensure_future(session.call("toy.wait_for", gate.path))
+        await gate.reached()
+        waits = asyncio.ensure_future(session.call("toy.add", 1))
+        waits_for_a_worker = asyncio.ensure_future(other.call("toy.add", 1))
+        await asyncio.sleep(0)
+        await other.close()
+        await session.close()
+        for call in (runs, waits, waits_for_a_worker):
+            with refused(NotFoundError, "SESSION_NOT_FOUND"):
+                await call
+        assert await (await opened(made.stub)).call("toy.add", 1) == 2
+        assert len(made.adapter._template._workers) == 1
+
+
+FORGED = [
+    b"\xff" * 100,
+    b"\0\0\0\x02\0\0\0\0[]",
+    encode({"is": "kept", "class_name": "x", "kinds": ["os\0system"]}),
+    encode({"is": "value"}, b"\xff"),
+    encode(
+        {"is": "refused"},
+        to_status(UnavailableError("try again", reason="ARGUMENT_UNPARSEABLE_NOT")).SerializeToString(),
+    ),
+    encode({}) + encode({}),
+]
+
+
+async def test_answers_that_no_worker_gives_end_it(tmp_path: Path) -> None:
+    async with bridge(tmp_path) as made:
+        session = await opened(made.stub)
+        for answer in FORGED:
+            with refused(FailedPreconditionError, "WORKER_DIED"):
+                await session.call("toy.forge", answer, mode=REFERENCE)
+            assert await session.call("toy.add", 1) == 2
 
 
 async def test_streams_stop_and_end(tmp_path: Path) -> None:

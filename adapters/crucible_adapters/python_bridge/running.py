@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ class Call:
         stream: id of the stream that it is about.
         timeout_seconds: its own limit; None: the session's.
         max_result_bytes: its own limit; None: the adapter's.
+        frees: makes room, so it waits however many do.
         running: in the worker now.
         abandoned: nobody waits for it any more.
     """
@@ -54,6 +55,7 @@ class Call:
     stream: str = ""
     timeout_seconds: float | None = None
     max_result_bytes: int | None = None
+    frees: bool = False
     running: bool = False
     abandoned: bool = False
 
@@ -63,12 +65,22 @@ class Runner:
 
     Args:
         workers: calls that run at a time.
+        classes: of the manifests, each with its library.
     """
 
-    def __init__(self, options: WorkersOptions, sessions: Sessions, template: Template, workers: int) -> None:
+    def __init__(
+        self,
+        options: WorkersOptions,
+        sessions: Sessions,
+        template: Template,
+        *,
+        workers: int,
+        classes: Iterable[tuple[str, str]],
+    ) -> None:
         self._options = options
         self._sessions = sessions
         self._template = template
+        self._classes = {f"{library}\0{name}": (library, name) for library, name in classes}
         self._places = asyncio.Semaphore(workers)
         self._waiting = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -82,7 +94,8 @@ class Runner:
         Raises:
             KitchenError: QUEUE_FULL, CALL_TIMEOUT, MEMORY_LIMIT, WORKER_DIED, and what the worker answers.
         """
-        if self._waiting >= self._options.max_queue and (self._places.locked() or session.lock.locked()):
+        full = self._waiting >= self._options.max_queue and (self._places.locked() or session.lock.locked())
+        if full and not call.frees:
             raise ResourceExhaustedError(
                 f"{self._waiting} calls wait for a worker, at most {self._options.max_queue} may: try again later",
                 reason="QUEUE_FULL",
@@ -122,6 +135,7 @@ class Runner:
                 self._waiting -= 1
                 waiting = False
                 if session.closed:
+                    await self.end_worker(session)
                     raise session_not_found(session.session_id)
                 if call.check is not None:
                     call.check()
@@ -178,9 +192,10 @@ class Runner:
                     if call.abandoned:
                         await self._let_go(session, worker, keep_as)
                         return None
-                    kinds = [tuple(str(each).split("\0", 1)) for each in frame.header["kinds"]]
-                    self._sessions.keep(session, keep_as, tuple((library, name) for library, name in kinds))
-                    return pb.Value(ref=pb.ObjectRef(ref_id=keep_as, class_name=frame.header["class_name"]))
+                    kinds = tuple(self._classes[each] for each in frame.header["kinds"])
+                    result = pb.Value(ref=pb.ObjectRef(ref_id=keep_as, class_name=frame.header["class_name"]))
+                    self._sessions.keep(session, keep_as, kinds)
+                    return result
                 case "done" | "end":
                     return None
                 case "out_of_memory":

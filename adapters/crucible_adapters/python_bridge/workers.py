@@ -57,7 +57,8 @@ class PythonWorkers(python_bridge_pb2_grpc.PythonBridgeServiceServicer):
             now=now,
         )
         workers = options.workers or os.cpu_count() or 1
-        self._runner = Runner(options, self._sessions, self._template, workers)
+        classes = [(name, each) for name, library in self._libraries.items() for each in library.classes]
+        self._runner = Runner(options, self._sessions, self._template, workers=workers, classes=classes)
         self._sweep: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
         try:
@@ -169,7 +170,7 @@ class PythonWorkers(python_bridge_pb2_grpc.PythonBridgeServiceServicer):
             raise
         finally:
             if stream in session.streams:
-                self._runner.spawn(self._stop(session, Call({**header, "do": "stop"}, stream=stream)))
+                self._runner.spawn(self._stop(session, Call({**header, "do": "stop"}, stream=stream, frees=True)))
 
     async def _stop(self, session: Session, stop: Call) -> None:
         """Ends a stream that its caller has left."""
@@ -207,7 +208,7 @@ class PythonWorkers(python_bridge_pb2_grpc.PythonBridgeServiceServicer):
         session = self._session(request.session_id)
         self._sessions.check_owner(session, request.ref)
         if self._sessions.release(session, request.ref.ref_id):
-            await self._runner.run(session, Call({"do": "release", "ref_id": request.ref.ref_id}))
+            await self._runner.run(session, Call({"do": "release", "ref_id": request.ref.ref_id}, frees=True))
         return pb.ReleaseRefResponse()
 
     async def CloseSession(self, request: pb.CloseSessionRequest, context: Any) -> pb.CloseSessionResponse:
