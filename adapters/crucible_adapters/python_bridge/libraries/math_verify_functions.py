@@ -13,6 +13,24 @@ _KINDS = {
     "expression": math_verify.ExprExtractionConfig,
     "string": math_verify.StringExtractionConfig,
 }
+_KINDS_OF_ANSWERS = (
+    (r"$\frac{1}{2}$", "the answer is 0.5"),
+    (r"$\frac{3}{7}$", r"We get $\boxed{\frac{6}{14}}$"),
+    ("1,234", "The final answer is 1234. I hope it is correct."),
+    ("$25\\%$", "about 26%"),
+    ("$(x+1)^2$", r"$\boxed{x^2 + 2x + 1}$"),
+    ("$(x+2)^2$", "$x^2 + 3x + 4$"),
+    (r"$\sqrt{8} + \pi$", r"$2\sqrt{2} + \pi$"),
+    (r"$\{1, 2\}$", r"$\{2, 1\}$"),
+    ("$(1, 2)$", r"$\left(1, 3\right)$"),
+    (r"$[0, 1) \cup (2, \infty)$", r"$x \in [0, 1) \cup (2, \infty)$"),
+    ("$x = 3$", "so $x = 3$"),
+    (r"$1 \leq x < 2$", "$[1, 2)$"),
+    (r"$\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}$", r"$\begin{pmatrix} 1 & 2 \\ 3 & 5 \end{pmatrix}$"),
+    (r"$\sin(x)^2 + \cos(x)^2$", "1"),
+    ("$2 + 3i$", "$3i + 2$"),
+    ("5/8", "5/9"),
+)
 _DEFAULT = ("latex", "expression")
 
 
@@ -72,6 +90,7 @@ def verify_texts(gold: str, answer: str, strict: bool = True) -> bool:
 
 
 def warm_up() -> None:
-    """Compiles the expressions that it looks for answers with."""
-    verify_texts("$\\frac{1}{2}$", "the answer is 0.5")
+    """Fills what the library and SymPy fill when they first meet a kind of answer: every session starts with it."""
+    for gold, answer in _KINDS_OF_ANSWERS:
+        verify_texts(gold, answer)
     parse("A", ("string",))
