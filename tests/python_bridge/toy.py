@@ -49,6 +49,11 @@ def echo(value: Any) -> Any:
     return value
 
 
+def order(items: list[str]) -> list[str]:
+    """As a set has them."""
+    return list(set(items))
+
+
 def add(a: Any, b: Any = 1) -> Any:
     return a + b
 

@@ -197,13 +197,16 @@ class Template:
         return int(answer["pid"]), ours
 
     async def reap(self, worker: Worker) -> int:
-        """Takes the exit status of a worker that ends; -15 and such: ended by that signal. Not to be cancelled."""
+        """Takes the exit status of a worker that ends; -9 and such: ended by that signal. Not to be cancelled."""
         async with self._turn:
             pid, worker.pid = worker.pid, 0
             self._workers.discard(worker)
             if not pid or self._control is None:
-                return 0
-            return int((await self._exchange({"reap": pid}))["status"])
+                return -signal.SIGKILL
+            try:
+                return int((await self._exchange({"reap": pid}))["status"])
+            except UnavailableError:
+                return -signal.SIGKILL  # the group was ended
 
     async def _exchange(self, request: dict[str, Any], passed: socket.socket | None = None) -> dict[str, Any]:
         """One question and its answer; to be called in turn, and never cancelled: the answer would stay behind."""
@@ -236,8 +239,7 @@ class Template:
         """Ends the process and all workers; `close` waits for it."""
         self.closed = True
         if self._process is not None:
-            # Not reaped yet, so the number is still that of its group.
-            os.killpg(self._process.pid, signal.SIGKILL)
+            _kill_group(self._process)
 
     async def close(self) -> None:
         """Ends the process and all workers, and removes their folder."""
@@ -253,7 +255,7 @@ class Template:
         if control is not None:
             control.close()
         if process is not None:
-            os.killpg(process.pid, signal.SIGKILL)
+            _kill_group(process)
             await asyncio.to_thread(process.wait)
             if not self.closed:
                 logger.error("the process of the Python libraries has ended: %s", await asyncio.to_thread(self._said))
@@ -265,6 +267,12 @@ class Template:
         """The end of what the process wrote to stderr."""
         assert self._folder is not None
         return (self._folder / _STDERR).read_text("utf-8", "replace")[-_SHOWN_CHARACTERS:] or "it has said nothing"
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    # Not reaped yet, so the number is still that of its group.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 async def _whole(work: Coroutine[Any, Any, Result]) -> Result:

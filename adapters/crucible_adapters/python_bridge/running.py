@@ -44,6 +44,7 @@ class Call:
         timeout_seconds: its own limit; None: the session's.
         max_result_bytes: its own limit; None: the adapter's.
         frees: makes room, so it waits however many do.
+        waiting: for its turn.
         running: in the worker now.
         abandoned: nobody waits for it any more.
     """
@@ -56,6 +57,7 @@ class Call:
     timeout_seconds: float | None = None
     max_result_bytes: int | None = None
     frees: bool = False
+    waiting: bool = True
     running: bool = False
     abandoned: bool = False
 
@@ -105,6 +107,8 @@ class Runner:
         session.calls += 1
         self._waiting += 1
         task = asyncio.ensure_future(self._in_turn(session, call))
+        # Not in the task: one that is cancelled at once does not even begin.
+        task.add_done_callback(lambda _: self._end(session, call))
         self._own(task)
         try:
             return await asyncio.shield(task)
@@ -129,20 +133,19 @@ class Runner:
             task.exception()  # retrieved: its caller may have gone
 
     async def _in_turn(self, session: Session, call: Call) -> pb.Value | None:
-        waiting = True
-        try:
-            async with session.lock, self._places:
-                self._waiting -= 1
-                waiting = False
-                if session.closed:
-                    await self.end_worker(session)
-                    raise session_not_found(session.session_id)
-                if call.check is not None:
-                    call.check()
-                return await self._in_worker(session, call)
-        finally:
-            self._waiting -= waiting
-            self._sessions.end_call(session)
+        async with session.lock, self._places:
+            self._waiting -= 1
+            call.waiting = False
+            if session.closed:
+                await self.end_worker(session)
+                raise session_not_found(session.session_id)
+            if call.check is not None:
+                call.check()
+            return await self._in_worker(session, call)
+
+    def _end(self, session: Session, call: Call) -> None:
+        self._waiting -= call.waiting
+        self._sessions.end_call(session)
 
     async def _in_worker(self, session: Session, call: Call) -> pb.Value | None:
         keep_as = self._sessions.new_reference(session) if call.keep else ""
