@@ -33,7 +33,7 @@ CLASSES = {
     "a huge power": Hostile("sympy.simplify", ("9**9**9**9",), "CALL_TIMEOUT", "limit_cpu_seconds"),
     "an endless simplify": Hostile(
         "sympy.simplify",
-        ("+".join(f"sqrt(sin(x*{n})+cos(y**{n}))/(tan(z*{n})+x**{n}*log(y+{n}))" for n in range(1, 9)),),
+        ("+".join(f"sqrt(sin(x*{n})+cos(y**{n}))/(tan(z*{n})+x**{n}*log(y+{n}))" for n in range(1, 15)),),
         "CALL_TIMEOUT",
         "limit_cpu_seconds",
     ),

@@ -223,10 +223,8 @@ async def test_a_caller_that_leaves_takes_its_call_along(tmp_path: Path, gate: G
         opened_session = made.adapter._sessions.use(session.opened.session_id)
         assert (made.adapter._runner._waiting, opened_session.calls) == (0, 0)
 
-
-async def test_a_call_without_a_caller_ends_when_there_are_objects_to_keep(tmp_path: Path, gate: Gate) -> None:
-    async with bridge(tmp_path) as made:
-        session = await opened(made.stub)
+        # Where it would lose objects, the call goes on to its end.
+        gate = Gate(tmp_path, "second")
         counter = await session.call("toy.counter", mode=REFERENCE)
         call = asyncio.ensure_future(session.method(counter, "wait_and_increment", gate.path))
         await gate.reached()
@@ -287,16 +285,7 @@ FORGED = [
 ]
 
 
-async def test_answers_that_no_worker_gives_end_it(tmp_path: Path) -> None:
-    async with bridge(tmp_path) as made:
-        session = await opened(made.stub)
-        for answer in FORGED:
-            with refused(FailedPreconditionError, "WORKER_DIED"):
-                await session.call("toy.forge", answer, mode=REFERENCE)
-            assert await session.call("toy.add", 1) == 2
-
-
-async def test_streams_stop_and_end(tmp_path: Path) -> None:
+async def test_streams_end_and_answers_that_no_worker_gives_end_it(tmp_path: Path) -> None:
     async with bridge(tmp_path) as made:
         session = await opened(made.stub)
         items = []
@@ -311,6 +300,10 @@ async def test_streams_stop_and_end(tmp_path: Path) -> None:
             await session.call("toy.leave")
         with refused(NotFoundError, "REF_NOT_FOUND", says="lost"):
             await anext(stream)
+        for answer in FORGED:
+            with refused(FailedPreconditionError, "WORKER_DIED"):
+                await session.call("toy.forge", answer, mode=REFERENCE)
+            assert await session.call("toy.add", 1) == 2
         stream = session.stream("toy.count_to", 10**9)
         await anext(stream)
         await session.close()

@@ -45,7 +45,7 @@ class Call:
         max_result_bytes: its own limit; None: the adapter's.
         frees: makes room, so it waits however many do.
         waiting: for its turn.
-        running: in the worker now.
+        running: its turn has come; it is not to be cancelled any more.
         abandoned: nobody waits for it any more.
     """
 
@@ -135,7 +135,7 @@ class Runner:
     async def _in_turn(self, session: Session, call: Call) -> pb.Value | None:
         async with session.lock, self._places:
             self._waiting -= 1
-            call.waiting = False
+            call.waiting, call.running = False, True
             if session.closed:
                 await self.end_worker(session)
                 raise session_not_found(session.session_id)
@@ -156,7 +156,6 @@ class Runner:
             "cpu_seconds": self._options.cpu_seconds,
             "max_result_bytes": min(self._options.max_result_bytes, call.max_result_bytes or 2**62),
         }
-        call.running = True
         worker = await self._worker(session)
         if call.abandoned:
             return None
@@ -193,12 +192,15 @@ class Runner:
                     if session.closed:
                         raise session_not_found(session.session_id)
                     if call.abandoned:
-                        await self._let_go(session, worker, keep_as)
+                        await self._let_go(session, worker, {"do": "release", "ref_id": keep_as})
                         return None
                     kinds = tuple(self._classes[each] for each in frame.header["kinds"])
                     result = pb.Value(ref=pb.ObjectRef(ref_id=keep_as, class_name=frame.header["class_name"]))
                     self._sessions.keep(session, keep_as, kinds)
                     return result
+                case "done" if call.abandoned and call.header["do"] == "stream":
+                    await self._let_go(session, worker, {**call.header, "do": "stop", "stream": call.stream})
+                    return None
                 case "done" | "end":
                     return None
                 case "out_of_memory":
@@ -217,8 +219,9 @@ class Runner:
             reason="WORKER_DIED",
         )
 
-    async def _let_go(self, session: Session, worker: Worker, ref_id: str) -> None:
-        answer = worker.ask({"do": "release", "ref_id": ref_id, "cpu_seconds": self._options.cpu_seconds})
+    async def _let_go(self, session: Session, worker: Worker, header: dict[str, Any]) -> None:
+        """Frees in the worker what nobody will ask for."""
+        answer = worker.ask({**header, "cpu_seconds": self._options.cpu_seconds})
         await asyncio.wait([answer], timeout=session.call_timeout)
         if not answer.done() or answer.result() is None:
             await self.end_worker(session)
