@@ -22,8 +22,9 @@ _KEPT: list[Any] = []
 class Counter:
     """An object that stays where it is."""
 
-    def __init__(self, value: int = 0) -> None:
+    def __init__(self, value: int = 0, label: str = "") -> None:
         self.value = value
+        self.label = label
 
     def increment(self, by: int = 1) -> int:
         """Counts on."""
@@ -34,6 +35,10 @@ class Counter:
         """Counts on when a pipe is closed at its other end."""
         wait_for(path)
         return self.increment()
+
+    def fork(self) -> Counter:
+        """Another counter that goes on from here."""
+        return Counter(self.value, self.label)
 
     def forget(self) -> None:
         """Not in the manifest."""
@@ -56,6 +61,10 @@ def order(items: list[str]) -> list[str]:
 
 def add(a: Any, b: Any = 1) -> Any:
     return a + b
+
+
+def scale(array: np.ndarray, factor: float) -> np.ndarray:
+    return array * np.asarray(factor, array.dtype)
 
 
 def fail(message: str) -> None:
