@@ -167,6 +167,7 @@ def test_a_token_must_fit_into_a_header(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_profile_tinker_says_that_its_adapter_is_not_installed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest_module, "find_adapter", lambda port, name: None)
     path.write_text("profile: tinker\n")
     with pytest.raises(InvalidArgumentError, match="builtin:tinker is not installed") as caught:
         load_manifest(path)

@@ -1,0 +1,1 @@
+"""Training and sampling at Tinker, through its own Python library."""

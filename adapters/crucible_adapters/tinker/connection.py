@@ -1,0 +1,235 @@
+"""What the adapters of training and sampling share: the library's clients, sessions, checkpoints, models."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from crucible_adapters.llm.errors import Provider
+from crucible_adapters.retries import Clock
+from crucible_adapters.threads import retrieve
+from crucible_adapters.tinker.checkpoints import Checkpoints
+from crucible_adapters.tinker.errors import NOT_THERE, REFUSED, translated
+from crucible_adapters.tinker.models import ModelFacts, model_facts
+from crucible_adapters.tinker.operations import Limits
+from crucible_adapters.tinker.options import TinkerOptions
+from crucible_adapters.tinker.session_table import SessionTable
+from crucible_kit.adapter import AdapterContext
+from crucible_kit.errors import FailedPreconditionError, KitchenError, NotFoundError, field_error
+
+if TYPE_CHECKING:
+    from crucible_adapters.tinker.sampling import SamplingRecord
+    from crucible_adapters.tinker.training import TrainingRecord
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+SYSTEM_CLOCK = Clock()
+_ADDRESS = "its hosted API"
+_EXTRA = "crucible-kitchen[tinker]"
+_LEASE_CHECK_SECONDS = 15.0
+_CLOSE_SECONDS = 10.0
+
+
+class Connection:
+    """One for adapters in the same data folder with equal options and the same key. Made by `join`, and gone when all
+    who joined it have left.
+
+    Attributes:
+        said: makes errors.
+    """
+
+    _running: dict[tuple[str, ...], Connection] = {}  # noqa: RUF012 - the adapters are made apart and meet here
+
+    def __init__(self, options: TinkerOptions, key: str, clock: Clock, identity: tuple[str, ...]) -> None:
+        self.options = options
+        self.said = Provider(name="tinker", address=options.base_url or _ADDRESS, secrets=(key,) if key else ())
+        self.checkpoints = Checkpoints()
+        limits = {"max_sessions": options.max_sessions, "lease_seconds": options.lease_seconds}
+        self.training: SessionTable[TrainingRecord] = SessionTable("training", **limits)
+        self.sampling: SessionTable[SamplingRecord] = SessionTable("sampling", **limits)
+        self.limits = Limits(
+            operations=options.max_operations_in_flight,
+            tokens=options.max_tokens_in_flight,
+            hold_seconds=options.hold_seconds,
+        )
+        self._key = key
+        self._clock = clock
+        self._identity = identity
+        self._users = 0
+        self._shared: asyncio.Task[Any] | None = None
+        self._told: dict[str, int | None] | None = None
+        self._leases: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @classmethod
+    def join(cls, options: TinkerOptions, context: AdapterContext, clock: Clock = SYSTEM_CLOCK) -> Connection:
+        """The connection of a data folder, of options and of a key.
+
+        Raises:
+            FailedPreconditionError: PACKAGE_MISSING without the library.
+            InvalidArgumentError: MANIFEST_INVALID for an address or a key that can't be one.
+        """
+        if find_spec("tinker") is None:
+            raise _package_missing()
+        if "@" in options.base_url:
+            problem = "must hold no user or password: give the key as the secret api_key"
+            raise field_error("options.base_url", problem, reason="MANIFEST_INVALID")
+        key = _usable_key(context.secrets.get("api_key", ""))
+        folder = str(context.data_dir.resolve())
+        identity = (folder, options.model_dump_json(), hashlib.sha256(key.encode()).hexdigest())
+        connection = cls._running.get(identity) or cls(options, key, clock, identity)
+        cls._running[identity] = connection
+        connection._users += 1
+        return connection
+
+    async def leave(self) -> None:
+        """Closes the connection when nobody is left."""
+        self._users -= 1
+        if self._users:
+            return
+        self._closed = True
+        self._running.pop(self._identity, None)
+        if self._leases is not None:
+            self._leases.cancel()
+            await asyncio.gather(self._leases, return_exceptions=True)
+        await self.sampling.close_all()
+        await self.training.close_all()
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            try:
+                service = await shared
+            except Exception:
+                return  # whoever made the call was told
+            await self.close_service(service)
+
+    async def open_service(self) -> Any:
+        """A ServiceClient of the library with a session of its own at Tinker, which ends with it."""
+        if self._closed:
+            raise self.said.closed()
+        if not self._key:
+            raise self.said.no_key()
+        if self._leases is None:
+            self._leases = asyncio.create_task(self._watch_leases())
+        return await self.result(asyncio.to_thread(self._open))
+
+    def _open(self) -> Any:
+        try:
+            from crucible_adapters.tinker.transport import PolicyTransport, open_service
+        except ImportError as error:
+            raise _package_missing() from error
+        options = self.options
+        return open_service(
+            base_url=options.base_url,
+            api_key=self._key,
+            project_id=options.project_id,
+            user_metadata=dict(options.user_metadata),
+            telemetry=options.telemetry,
+            transport=PolicyTransport(self.said, options.retries, options.timeout_seconds, self._clock),
+        )
+
+    async def close_service(self, service: Any) -> None:
+        """Ends a session at Tinker, and with it the models in it. What fails is told in the log alone."""
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await service.close("success")
+        except Exception as error:
+            logger.warning("a session at %s was not ended: %s", self.said.name, type(error).__name__)
+
+    async def shared(self) -> Any:
+        """The ServiceClient of sampling sessions and of checkpoints."""
+        if self._shared is None:
+            self._shared = asyncio.create_task(self.open_service())
+            self._shared.add_done_callback(retrieve)
+        task = self._shared
+        try:
+            return await asyncio.shield(task)
+        except Exception:
+            self._shared = None if self._shared is task else self._shared
+            raise
+
+    async def rest(self) -> Any:
+        """The library's client of what needs no session."""
+        service = await self.shared()
+        import tinker
+
+        return tinker.RestClient(_holder=service.holder)
+
+    async def facts(self, base_model: str) -> ModelFacts:
+        """What is known of a base model."""
+        if self._told is None:
+            self._told = await self._ask_for_models()
+        entry = self.options.model(base_model)
+        return await asyncio.to_thread(model_facts, entry, told_max_tokens=self._told.get(entry.name))
+
+    async def _ask_for_models(self) -> dict[str, int | None]:
+        """The longest sequence by model, as far as Tinker tells."""
+        rest = await self.rest()
+        try:
+            answer = await self.result(rest.get_server_capabilities())
+        except KitchenError as error:
+            if error.reason == NOT_THERE:
+                return {}
+            raise
+        return {each.model_name: each.max_context_length for each in answer.supported_models}
+
+    async def opened(self, client: Awaitable[T], facts: ModelFacts, base_model: str, *, field: str) -> T:
+        """A client of the library on a base model. Raises NOT_FOUND MODEL_NOT_FOUND when Tinker has no such model."""
+        try:
+            return await self.result(client)
+        except KitchenError as error:
+            if error.reason == NOT_THERE or (error.reason == REFUSED and facts.name not in (self._told or {})):
+                raise NotFoundError(
+                    f"{field}: Tinker has no model {facts.name!r} ({error.message}): see the option models",
+                    reason="MODEL_NOT_FOUND",
+                    metadata={"field": field, "model": base_model},
+                ) from None
+            raise
+
+    async def result(self, waiting: Awaitable[T]) -> T:
+        """What the library gives. Its exceptions become errors of the ports, without their texts' secrets.
+
+        Raises:
+            DeadlineExceededError: PROVIDER_TIMEOUT when it takes longer than result_seconds.
+        """
+        try:
+            async with asyncio.timeout(self.options.result_seconds):
+                return await waiting
+        except Exception as error:
+            known = translated(self.said, error)
+            if known is None:
+                raise
+            raise known from None
+
+    async def _watch_leases(self) -> None:
+        while True:
+            await asyncio.sleep(_LEASE_CHECK_SECONDS)
+            try:
+                await self.sampling.close_expired()
+                await self.training.close_expired()
+            # One session that can't be closed must not keep the others open.
+            except Exception:
+                logger.exception("leases were not all looked after, the next round is soon")
+
+
+def _package_missing() -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"builtin:tinker needs the Python package tinker, which can't be imported: pip install '{_EXTRA}'",
+        reason="PACKAGE_MISSING",
+        metadata={"package": "tinker", "extra": "tinker"},
+    )
+
+
+def _usable_key(value: str) -> str:
+    """The key without the line end that a file leaves. The library refuses others, with a text that shows them."""
+    key = value.strip()
+    if key and not (key.startswith(("tml-", "eyJ")) and all("!" <= each <= "~" for each in key)):
+        raise field_error(
+            "secrets.api_key",
+            "is no key of Tinker's, which begin with tml-: check the environment variable that the manifest names",
+            reason="MANIFEST_INVALID",
+        )
+    return key

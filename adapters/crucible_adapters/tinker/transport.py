@@ -1,0 +1,143 @@
+"""The library's HTTP requests: sent again by the adapter's policy, errors told as the ports tell them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from crucible_adapters.llm.errors import Provider
+from crucible_adapters.retries import Clock, RetryPolicy, retried, retry_after
+from crucible_adapters.tinker.errors import by_status
+from crucible_kit.errors import KitchenError, UnavailableError
+
+_CONNECT_SECONDS = 10.0
+# What goes on beside the calls: the library deals with failures of it, and nobody waits for it.
+_BESIDE = ("/session_heartbeat", "/telemetry", "/finish", "/client/dynamic_config", "/cancel_future")
+_TRY_AGAIN = 408
+"""Of retrieve_future: the result is not there yet."""
+_TIMED_OUT = "PROVIDER_TIMEOUT"
+
+
+class PolicyTransport(httpx.AsyncBaseTransport):
+    """Sends requests, again where the policy says so. Every request of the API may be sent twice: a number in it tells
+    the server that it is the same.
+
+    Raises what the library passes on as it is, with the error of the port in it.
+    """
+
+    def __init__(self, said: Provider, policy: RetryPolicy, timeout_seconds: float, clock: Clock) -> None:
+        self._said = said
+        self._policy = policy
+        self._timeout = timeout_seconds
+        self._clock = clock
+        self._inner = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None, max_keepalive_connections=20))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith(_BESIDE):
+            return await self._inner.handle_async_request(request)
+        timeout = request.extensions.get("timeout", {})
+        connect = min(_CONNECT_SECONDS, self._timeout)
+        request.extensions["timeout"] = {**dict.fromkeys(timeout, self._timeout), "connect": connect}
+        from tinker._exceptions import _AuthFlowError  # pyright: ignore[reportPrivateUsage]
+
+        try:
+            return await retried(lambda: self._attempt(request), self._policy, time_remaining=None, clock=self._clock)
+        except KitchenError as error:
+            if error.reason == _TIMED_OUT:
+                error = self._said.timed_out()
+            # What the library hands through unchanged and never tries again.
+            raise _AuthFlowError(error) from None
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def _attempt(self, request: httpx.Request) -> httpx.Response:
+        try:
+            answer = await self._inner.handle_async_request(request)
+            try:
+                content = b"".join([part async for part in answer.aiter_raw()])
+            finally:
+                await answer.aclose()
+            response = httpx.Response(answer.status_code, headers=answer.headers, content=content)
+        except httpx.ConnectTimeout as error:
+            raise self._said.unavailable(f"can't be reached ({type(error).__name__})") from None
+        except httpx.TimeoutException:
+            # Only here, where it counts as worth another try.
+            raise UnavailableError("no answer in time", reason=_TIMED_OUT) from None
+        except httpx.DecodingError:
+            raise self._said.malformed("a body that can't be decompressed") from None
+        except httpx.TransportError as error:
+            raise self._said.unavailable(
+                f"can't be reached, or broke the connection ({type(error).__name__})"
+            ) from None
+        status = response.status_code
+        waiting = status == _TRY_AGAIN and request.url.path.endswith("/retrieve_future")
+        if 200 <= status < 300 or waiting:
+            return response
+        raise by_status(
+            self._said, status, _words(response), delay=retry_after(response.headers, now=self._clock.wall())
+        )
+
+
+def _words(response: httpx.Response) -> object:
+    """The server's own words in an error's body."""
+    try:
+        body = response.json()
+    except ValueError:
+        return None
+    if isinstance(body, dict):
+        for key in ("detail", "error", "message"):
+            if isinstance(body.get(key), str):
+                return body[key]
+    return None
+
+
+def open_service(
+    *,
+    base_url: str,
+    api_key: str,
+    project_id: str,
+    user_metadata: dict[str, str],
+    telemetry: bool,
+    transport: PolicyTransport,
+) -> Any:
+    """The library's ServiceClient with an open session. Blocks: it asks the server. Raises what `translated` knows."""
+    import tinker
+    from tinker.lib.internal_client_holder import InternalClientHolder
+
+    http = httpx.AsyncClient(transport=transport, follow_redirects=False, timeout=None)
+
+    class Holder(InternalClientHolder):
+        """The library's connections over our transport, which alone tries again."""
+
+        def _create_client_connection_pool(self, *args: Any, **kwargs: Any) -> Any:
+            pool = super()._create_client_connection_pool(*args, **kwargs)
+            pool._constructor_kwargs.update(http_client=http, max_retries=0)
+            return pool
+
+        async def execute_with_retries(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+            return await func(*args, **kwargs)
+
+        @property
+        def _telemetry(self) -> Any:
+            return self.__dict__.get("_kept_telemetry")
+
+        @_telemetry.setter
+        def _telemetry(self, value: Any) -> None:
+            if value is not None and not telemetry:
+                value._closed = True
+                value.stop()
+                value = None
+            self.__dict__["_kept_telemetry"] = value
+
+    service = tinker.ServiceClient(
+        base_url=base_url or None, api_key=api_key, project_id=project_id or None, user_metadata=user_metadata
+    )
+    service._session_holder = Holder(  # pyright: ignore[reportPrivateUsage]
+        user_metadata=user_metadata,
+        project_id=service._project_id,  # pyright: ignore[reportPrivateUsage]
+        base_url=base_url or None,
+        api_key=api_key,
+    )
+    return service

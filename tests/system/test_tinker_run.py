@@ -1,0 +1,98 @@
+"""A run of sl_basic at Tinker, paused on the way, has the numbers of one on the torch engine, bit by bit."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("aiohttp")
+pytest.importorskip("tinker")
+
+from crucible.kitchen.v1 import event_pb2
+from crucible_client import KitchenClient
+from crucible_kit.conformance.settings import builtin_folder
+from tests.system.harness import SMALL, serving
+from tests.tinker.server import TinkerServer
+
+MODEL = "builtin:tiny-qwen3-base"
+CONFIG: dict[str, Any] = SMALL | {"eval_fraction": 0.25, "eval_at_start": True, "sample_prompts": 1, "lora_rank": 4}
+# Numbers that are times.
+_TIMES = ("time/", "train/tokens_per_second")
+
+
+@pytest.fixture
+async def tinker(tmp_path: Path) -> AsyncIterator[TinkerServer]:
+    # Rounding depends on the number of threads.
+    folder, threads = Path(builtin_folder("tiny-qwen3-base")), len(os.sched_getaffinity(0))
+    server = TinkerServer({"tiny/qwen3": folder}, tmp_path / "engine", threads=threads)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+def write_manifest(path: Path, adapter: dict[str, Any]) -> Path:
+    path.write_text(json.dumps({"profile": "local", "ports": dict.fromkeys(("training", "sampling"), adapter)}))
+    return path
+
+
+async def run(kitchen: KitchenClient, rows: Path, *, paused: bool) -> list[event_pb2.RunEvent]:
+    """The events of a run that has ended well."""
+    made = await kitchen.create_run("sl_basic", preset="tiny_lora", config=CONFIG | {"dataset": str(rows)}, seed=1)
+    if paused:
+        async for event in kitchen.watch(made.run_id):
+            if event.HasField("checkpoint_saved"):
+                break
+        await kitchen.pause_run(made.run_id)
+        assert (await kitchen.wait(made.run_id)).state == event_pb2.RUN_STATE_PAUSED
+        await kitchen.resume_run(made.run_id)
+    ended = await kitchen.wait(made.run_id)
+    assert (ended.state, ended.attempt) == (event_pb2.RUN_STATE_COMPLETED, 1 + paused), ended.failure
+    return [event async for event in kitchen.watch(made.run_id)]
+
+
+def numbers(events: list[event_pb2.RunEvent]) -> dict[int, dict[str, float]]:
+    """The metrics of every step but times; those of its last attempt."""
+    return {
+        event.step: {name: value for name, value in event.step_completed.metrics.items() if not name.startswith(_TIMES)}
+        for event in events
+        if event.HasField("step_completed")
+    }
+
+
+def evaluations(events: list[event_pb2.RunEvent]) -> list[tuple[dict[str, float], list[str]]]:
+    found = [event.evaluation_completed for event in events if event.HasField("evaluation_completed")]
+    return [(dict(each.metrics), [sample.output for sample in each.samples]) for each in found]
+
+
+async def test_a_run_at_tinker_has_the_numbers_of_one_on_the_torch_engine(
+    tinker: TinkerServer, kitchen: KitchenClient, rows: Path, tmp_path: Path
+) -> None:
+    expected = await run(kitchen, rows, paused=False)
+    options = {
+        "base_url": tinker.address,
+        "models": {MODEL: {"name": "tiny/qwen3", "folder": builtin_folder("tiny-qwen3-base")}},
+    }
+    adapter = {"adapter": "builtin:tinker", "options": options, "secrets": {"api_key": "PLANTED_KEY"}}
+    remote = write_manifest(tmp_path / "remote.json", adapter)
+    environment = {"PLANTED_KEY": "tml-planted"}
+    with serving(tmp_path / "remote", "--manifest", str(remote), environment=environment) as server:
+        async with KitchenClient.connect(server.address) as at_tinker:
+            events = await run(at_tinker, rows, paused=True)
+    assert numbers(events) == numbers(expected)
+    assert len(numbers(events)) == CONFIG["max_steps"]
+    assert evaluations(events)[0] == evaluations(expected)[0] and evaluations(events)[-1] == evaluations(expected)[-1]
+    assert any(event.HasField("model_registered") for event in events)
+    # What a checkpoint in the blob store names is still there, for ever.
+    saved = [event.checkpoint_saved.checkpoint for event in events if event.HasField("checkpoint_saved")][-1]
+    reference = json.loads((Path(saved.uri.removeprefix("file://")) / "tinker_checkpoint.json").read_text())
+    for path in (reference["weights"], reference["sampler_weights"]):
+        assert path in tinker.paths and tinker.ttls[path] is None
+    assert not tinker.count("/telemetry")
+    assert {each.headers["X-API-Key"] for each in tinker.asked} == {"tml-planted"}
+    assert "tml-planted" not in (tmp_path / "remote.log").read_text()

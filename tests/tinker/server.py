@@ -1,0 +1,511 @@
+"""A server on loopback that speaks Tinker's wire format and computes with the torch engine in this process.
+
+It also answers as a test has written down: `will(path, ...)` goes before what it would answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from aiohttp import web
+from google.protobuf import duration_pb2
+from tinker.proto import tinker_public_pb2 as wire
+
+from crucible.port.sampling.v1 import sampling_pb2 as sp
+from crucible.port.training.v1 import training_pb2 as tp
+from crucible.type.v1 import datum_pb2, operation_pb2
+from crucible_adapters.torch_engine.engine import Engine, EngineOptions
+from crucible_adapters.torch_engine.runtime import configure_torch
+from crucible_adapters.torch_engine.service_sampling import SamplingService
+from crucible_adapters.torch_engine.service_training import TrainingService
+from crucible_kit.channel import ObjectChannel
+from crucible_kit.errors import FailedPreconditionError, KitchenError
+from crucible_kit.ports import PORTS
+from crucible_kit.tensors import from_tensor, pack_tokens, to_tensor, unpack_floats
+from crucible_kit.training import check_finished
+
+BODY = web.RequestKey("body", Any)
+_ENDED = (
+    operation_pb2.OPERATION_STATE_SUCCEEDED,
+    operation_pb2.OPERATION_STATE_FAILED,
+    operation_pb2.OPERATION_STATE_CANCELLED,
+)
+_WAIT = duration_pb2.Duration(seconds=20)
+_POLL_SECONDS = 20.0
+_TYPES = {wire.DTYPE_FLOAT32: np.float32, wire.DTYPE_INT64: np.int64, wire.DTYPE_INT32: np.int32}
+_STOPPED = {sp.STOP_REASON_STOP: wire.STOP_REASON_STOP, sp.STOP_REASON_LENGTH: wire.STOP_REASON_LENGTH}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a test has it answer.
+
+    Attributes:
+        body: JSON, or bytes as they are.
+        is_cut: close the connection in the middle of the body.
+        is_silent: send nothing.
+    """
+
+    status: int = 200
+    body: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
+    is_cut: bool = False
+    is_silent: bool = False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that came; `body` of a JSON one, or the message of a pass."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: Any
+
+
+@dataclass
+class Model:
+    """One that is trained; `offset` are the engine's calls that are none of the client's."""
+
+    session: tp.TrainingSession
+    base_model: str
+    rank: int
+    lora: tp.LoraConfig
+    offset: int = 0
+
+
+class TinkerServer:
+    """The server.
+
+    Args:
+        models: folders of the base models by their names.
+        work_dir: the engine's.
+        threads: torch's; results depend on how many there are.
+
+    Attributes:
+        asked: the requests so far, by the path behind /api/v1.
+        paths: the engine's checkpoints by Tinker's paths.
+        ttls: what checkpoints were told last, by path.
+    """
+
+    def __init__(self, models: Mapping[str, Path], work_dir: Path, *, threads: int = 1) -> None:
+        self._threads_before = torch.get_num_threads()
+        configure_torch(threads)
+        self._folders = dict(models)
+        self._engine = Engine(EngineOptions(work_dir=work_dir, device="cpu", threads=threads))
+        services = {"training": TrainingService(self._engine), "sampling": SamplingService(self._engine)}
+        channel = ObjectChannel({PORTS[port].service.full_name: each for port, each in services.items()})
+        self.training, self.sampling = (PORTS[port].stub(channel) for port in services)
+        self._script: defaultdict[str, deque[Answer]] = defaultdict(deque)
+        self._futures: dict[str, asyncio.Task[Any]] = {}
+        self._models: dict[str, Model] = {}
+        self._samplers: dict[str, tuple[str, str]] = {}
+        self.asked: list[Asked] = []
+        self.paths: dict[str, str] = {}
+        self._path_models: dict[str, Model] = {}
+        self.ttls: dict[str, int | None] = {}
+        self.ended: list[str] = []
+        self._runner: web.AppRunner | None = None
+        self._port = 0
+
+    @property
+    def address(self) -> str:
+        """http://127.0.0.1:PORT"""
+        return f"http://127.0.0.1:{self._port}"
+
+    def will(self, path: str, *answers: Answer) -> None:
+        """Answers so to the next requests of a path, such as /optim_step."""
+        self._script[path].extend(answers)
+
+    def count(self, path: str) -> int:
+        """Requests of a path so far."""
+        return len(self.asked_of(path))
+
+    def asked_of(self, path: str) -> list[Asked]:
+        """Requests of a path so far."""
+        return [each for each in self.asked if each.path == path]
+
+    async def start(self) -> None:
+        app = web.Application(middlewares=[self._record], client_max_size=2**30)
+        post: dict[str, Callable[[Any], Awaitable[Any]]] = {
+            "/client/config": _empty,
+            "/client/dynamic_config": _empty,
+            "/create_session": self._create_session,
+            "/session_heartbeat": _empty_of("session_heartbeat"),
+            "/telemetry": _accepted,
+            "/create_model": self._create_model,
+            "/get_info": self._get_info,
+            "/forward_backward": self._forward_backward,
+            "/optim_step": self._optim_step,
+            "/save_weights": self._save_weights,
+            "/save_weights_for_sampler": self._save_weights_for_sampler,
+            "/load_weights": self._load_weights,
+            "/create_sampling_session": self._create_sampling_session,
+            "/asample": self._asample,
+            "/retrieve_future": self._retrieve_future,
+            "/sessions/{session}/finish": self._finish,
+        }
+        for path, handler in post.items():
+            app.router.add_post(f"/api/v1{path}", handler)
+        app.router.add_get("/api/v1/get_server_capabilities", self._capabilities)
+        app.router.add_get("/api/v1/samplers/{sampler}", self._sampler)
+        checkpoint = "/api/v1/training_runs/{model}/checkpoints/{kind}/{name}"
+        app.router.add_delete(checkpoint, self._delete)
+        app.router.add_put(f"{checkpoint}/ttl", self._ttl)
+        self._runner = web.AppRunner(app, shutdown_timeout=0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        assert self._runner is not None
+        await self._runner.cleanup()
+        for task in self._futures.values():
+            task.cancel()
+        await asyncio.gather(*self._futures.values(), return_exceptions=True)
+        await self._engine.close()
+        torch.set_num_threads(self._threads_before)
+
+    @web.middleware
+    async def _record(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        path = request.path.removeprefix("/api/v1")
+        data = await request.read()
+        body: Any = None
+        if request.content_type == "application/x-protobuf":
+            body = wire.ForwardBackwardRequest.FromString(data)
+        elif data:
+            body = json.loads(data)
+        request[BODY] = body
+        self.asked.append(Asked(request.method, path, dict(request.headers), body))
+        if self._script[path]:
+            return await self._scripted(request, self._script[path].popleft())
+        return await handler(request)
+
+    async def _scripted(self, request: web.Request, answer: Answer) -> web.StreamResponse:
+        if answer.is_silent:
+            await asyncio.Event().wait()
+        data = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
+        if not answer.is_cut:
+            headers = {**answer.headers, "Content-Type": answer.content_type}
+            return web.Response(status=answer.status, body=data, headers=headers)
+        response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
+        response.content_length = len(data) + 100
+        await response.prepare(request)
+        await response.write(data)
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async def _create_session(self, request: web.Request) -> web.Response:
+        return web.json_response({"session_id": f"session-{uuid.uuid4().hex[:8]}", "type": "create_session"})
+
+    async def _finish(self, request: web.Request) -> web.Response:
+        session = request.match_info["session"]
+        self.ended.append(session)
+        for name in [each for each in self._models if each.startswith(f"{session}:")]:
+            model = self._models.pop(name)
+            close = tp.CloseTrainingSessionRequest(session_id=model.session.session_id)
+            await self.training.CloseTrainingSession(close)
+        return web.json_response({})
+
+    async def _capabilities(self, request: web.Request) -> web.Response:
+        models = [{"model_name": name, "trainable": True, "sampleable": True} for name in self._folders]
+        return web.json_response({"supported_models": models})
+
+    async def _create_model(self, request: web.Request) -> web.Response:
+        body = request[BODY]
+        name, given = f"{body['session_id']}:train:{body['model_seq_id']}", body["lora_config"]
+        if body["base_model"] not in self._folders:
+            return web.json_response({"detail": f"model {body['base_model']} is not supported"}, status=400)
+        lora = tp.LoraConfig(
+            rank=given["rank"],
+            train_mlp=given["train_mlp"],
+            train_attention=given["train_attn"],
+            train_unembedding=given["train_unembed"],
+        )
+
+        async def create() -> dict[str, Any]:
+            self._models[name] = await self._open(body["base_model"], lora, given["seed"])
+            return {"model_id": name, "type": "create_model"}
+
+        return self._promise(f"{name}:0", create(), model_id=name)
+
+    async def _open(self, base_model: str, lora: tp.LoraConfig, seed: int) -> Model:
+        create = tp.CreateTrainingSessionRequest(
+            request_id=str(uuid.uuid4()), base_model=str(self._folders[base_model]), lora=lora, seed=seed
+        )
+        session = (await self.training.CreateTrainingSession(create)).session
+        return Model(session, base_model, lora.rank, lora)
+
+    async def _get_info(self, request: web.Request) -> web.Response:
+        name = request[BODY]["model_id"]
+        model = self._models[name]
+        return web.json_response(
+            {
+                "type": "get_info",
+                "model_data": {"arch": "qwen3", "model_name": model.base_model, "tokenizer_id": None},
+                "model_id": name,
+                "is_lora": True,
+                "lora_rank": model.rank,
+                "model_name": model.base_model,
+            }
+        )
+
+    async def _forward_backward(self, request: web.Request) -> web.Response:
+        body: Any = request[BODY]
+        model = self._models[body.model_id]
+        numbered = {"session_id": model.session.session_id, "sequence": body.seq_id + model.offset}
+        loss = tp.LossFunction(name=body.loss_fn, parameters=dict(body.loss_fn_config))
+        kind, call = (
+            (tp.ForwardRequest, self.training.Forward)
+            if body.forward_only
+            else (tp.ForwardBackwardRequest, self.training.ForwardBackward)
+        )
+        message = kind(**numbered, data=[_datum(each) for each in body.data], loss_fn=loss)
+
+        async def run() -> bytes:
+            return _output((await self._result(self.training, call, message)).forward)
+
+        return self._promise(f"{body.model_id}:{body.seq_id}", run(), model_id=body.model_id)
+
+    async def _optim_step(self, request: web.Request) -> web.Response:
+        body = request[BODY]
+        model = self._models[body["model_id"]]
+        adam = tp.AdamParams(**{key: value for key, value in body["adam_params"].items() if key != "type"})
+        message = tp.OptimStepRequest(
+            session_id=model.session.session_id, sequence=body["seq_id"] + model.offset, adam=adam
+        )
+
+        async def run() -> dict[str, Any]:
+            step = (await self._result(self.training, self.training.OptimStep, message)).optim_step
+            figures = {"grad_norm": step.grad_norm, "update_norm": step.update_norm}
+            return {"metrics": figures, "type": "optim_step"}
+
+        return self._promise(f"{body['model_id']}:{body['seq_id']}", run(), model_id=body["model_id"])
+
+    async def _saved(self, body: Any, kind: str, name: str) -> str:
+        model = self._models[body["model_id"]]
+        message = tp.SaveCheckpointRequest(
+            session_id=model.session.session_id,
+            sequence=body["seq_id"] + model.offset,
+            name=f"{body['model_id'].replace(':', '-')}/{kind}/{name}",
+            weights_only=kind != "weights",
+        )
+        saved = (await self._result(self.training, self.training.SaveCheckpoint, message)).checkpoint
+        path = f"tinker://{body['model_id']}/{kind}/{name}"
+        self.paths[path], self._path_models[path] = saved.uri, model
+        self.ttls[path] = body.get("ttl_seconds")
+        return path
+
+    async def _save_weights(self, request: web.Request) -> web.Response:
+        body = request[BODY]
+
+        async def run() -> dict[str, Any]:
+            return {"path": await self._saved(body, "weights", body["path"]), "type": "save_weights"}
+
+        return self._promise(f"{body['model_id']}:{body['seq_id']}", run(), model_id=body["model_id"])
+
+    async def _save_weights_for_sampler(self, request: web.Request) -> web.Response:
+        body = request[BODY]
+
+        async def run() -> dict[str, Any]:
+            if body.get("path"):
+                path = await self._saved(body, "sampler_weights", body["path"])
+                return {"path": path, "type": "save_weights_for_sampler"}
+            path = await self._saved(body, "sampler_weights", f"passing-{body['seq_id']}")
+            session = body["model_id"].partition(":")[0]
+            sampler = f"{session}:sample:{body['sampling_session_seq_id']}"
+            await self._open_sampler(sampler, path, self._models[body["model_id"]].base_model)
+            return {"path": None, "sampling_session_id": sampler, "type": "save_weights_for_sampler"}
+
+        return self._promise(f"{body['model_id']}:{body['seq_id']}", run(), model_id=body["model_id"])
+
+    async def _load_weights(self, request: web.Request) -> web.Response:
+        body = request[BODY]
+        name = f"{body['session_id']}:train:{body['model_seq_id']}"
+        saved = self._path_models.get(body["path"])
+        if saved is None or body["path"] not in self.paths:
+            return web.json_response({"detail": f"no checkpoint {body['path']}"}, status=404)
+
+        async def run() -> dict[str, Any]:
+            model = await self._open(saved.base_model, saved.lora, 0)
+            load = tp.LoadCheckpointRequest(
+                session_id=model.session.session_id,
+                sequence=1,
+                uri=self.paths[body["path"]],
+                weights_only=not body["optimizer"],
+            )
+            await self._result(self.training, self.training.LoadCheckpoint, load)
+            model.offset = 1
+            self._models[name] = model
+            return {"path": body["path"], "model_id": name, "type": "load_weights"}
+
+        return self._promise(f"{name}:0", run(), model_id=name)
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        path = "tinker://{model}/{kind}/{name}".format(**request.match_info)
+        uri = self.paths.pop(path, None)
+        if uri is None:
+            return web.json_response({"detail": f"no checkpoint {path}"}, status=404)
+        # One that is sampled from goes for new sessions alone.
+        with contextlib.suppress(FailedPreconditionError):
+            await self.training.DeleteCheckpoint(tp.DeleteCheckpointRequest(uri=uri))
+        return web.Response(status=204)
+
+    async def _ttl(self, request: web.Request) -> web.Response:
+        path = "tinker://{model}/{kind}/{name}".format(**request.match_info)
+        self.ttls[path] = request[BODY]["ttl_seconds"]
+        return web.Response(status=204)
+
+    async def _create_sampling_session(self, request: web.Request) -> web.Response:
+        body = request[BODY]
+        sampler = f"{body['session_id']}:sample:{body['sampling_session_seq_id']}"
+        path, name = body.get("model_path") or "", body.get("base_model") or ""
+        if path and path not in self.paths:
+            return web.json_response({"detail": f"no checkpoint {path}"}, status=404)
+        if not path and name not in self._folders:
+            return web.json_response({"detail": f"model {name} is not supported"}, status=400)
+        await self._open_sampler(sampler, path, name or self._path_models[path].base_model)
+        return web.json_response({"sampling_session_id": sampler, "type": "create_sampling_session"})
+
+    async def _open_sampler(self, sampler: str, path: str, base_model: str) -> None:
+        model = {"checkpoint_uri": self.paths[path]} if path else {"base_model": str(self._folders[base_model])}
+        create = sp.CreateSamplingSessionRequest(request_id=str(uuid.uuid4()), **model)
+        self._samplers[sampler] = ((await self.sampling.CreateSamplingSession(create)).session_id, base_model)
+
+    async def _sampler(self, request: web.Request) -> web.Response:
+        sampler = request.match_info["sampler"]
+        return web.json_response({"sampler_id": sampler, "base_model": self._samplers[sampler][1]})
+
+    async def _asample(self, request: web.Request) -> web.Response:
+        body = request[BODY]
+        session, _ = self._samplers[body["sampling_session_id"]]
+        given = body["sampling_params"]
+        params = sp.SamplingParams(
+            max_tokens=given["max_tokens"],
+            temperature=given["temperature"],
+            top_p=given["top_p"],
+            top_k=max(given["top_k"], 0),
+            seed=given.get("seed") or 0,
+            stop_tokens=given.get("stop") or [],
+        )
+        prompt = [token for chunk in body["prompt"]["chunks"] for token in chunk["tokens"]]
+        message = sp.SampleRequest(
+            session_id=session,
+            sequence=body["seq_id"] + 1,
+            prompt_tokens_int32=pack_tokens(prompt),
+            params=params,
+            num_samples=body["num_samples"],
+            prompt_logprobs=body["prompt_logprobs"],
+        )
+
+        async def run() -> bytes:
+            return _samples((await self._result(self.sampling, self.sampling.Sample, message)).sample)
+
+        number = f"{body['sampling_session_id']}:{body['seq_id']}"
+        ids = [f"{number}:{index}" for index in range(body["num_samples"])]
+        return self._promise(number, run(), sample_sequence_ids=ids)
+
+    def _promise(self, request_id: str, run: Any, **more: Any) -> web.Response:
+        if request_id in self._futures:
+            # The same number again: the first request's answer was lost.
+            run.close()
+        else:
+            self._futures[request_id] = asyncio.create_task(run)
+        return web.json_response({"request_id": request_id, **more})
+
+    async def _retrieve_future(self, request: web.Request) -> web.Response:
+        request_id = request[BODY]["request_id"]
+        task = self._futures.get(request_id)
+        if task is None:
+            return web.json_response({"detail": "expired"}, status=410)
+        done, _ = await asyncio.wait([task], timeout=_POLL_SECONDS)
+        if not done:
+            return web.json_response({"type": "try_again", "request_id": request_id, "queue_state": "active"})
+        error = task.exception()
+        if isinstance(error, KitchenError):
+            category = "server" if error.retryable else "user"
+            return web.json_response({"error": error.message, "category": category})
+        if error is not None:
+            raise error
+        result = task.result()
+        if isinstance(result, bytes):
+            return web.Response(body=result, content_type="application/x-protobuf")
+        return web.json_response(result)
+
+    async def _result(self, stub: Any, call: Any, message: Any) -> Any:
+        operation = (await call(message)).operation
+        kind = tp.AwaitOperationRequest if stub is self.training else sp.AwaitOperationRequest
+        while True:
+            response = await stub.AwaitOperation(
+                kind(session_id=message.session_id, operation_id=operation.id, wait=_WAIT)
+            )
+            if response.operation.state in _ENDED:
+                check_finished(response.operation)
+                return response
+
+
+async def _empty(request: web.Request) -> web.Response:
+    return web.json_response({})
+
+
+def _empty_of(kind: str) -> Any:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"type": kind})
+
+    return answer
+
+
+async def _accepted(request: web.Request) -> web.Response:
+    return web.json_response({"status": "accepted"})
+
+
+def _datum(given: Any) -> datum_pb2.Datum:
+    chunks = [datum_pb2.ModelInputChunk(tokens_int32=each.encoded_text.tokens) for each in given.model_input]
+    inputs = {
+        name: to_tensor(np.frombuffer(each.dense, _TYPES[each.dtype]).reshape(list(each.shape)))
+        for name, each in given.loss_fn_inputs.items()
+    }
+    return datum_pb2.Datum(model_input=datum_pb2.ModelInput(chunks=chunks), loss_fn_inputs=inputs)
+
+
+def _output(result: tp.ForwardResult) -> bytes:
+    rows = [from_tensor(each.logprobs) for each in result.outputs]
+    offsets = np.cumsum([0, *(row.nbytes for row in rows)]).astype(np.int64)
+    output = wire.ForwardBackwardOutput(loss_fn_output_type="TorchLossReturn")
+    record = output.loss_fn_outputs.add(type_tag="ArrayRecord", num_datums=len(rows))
+    record.fields["logprobs"].CopyFrom(
+        wire.BatchedTensor(
+            data=b"".join(row.tobytes() for row in rows), offsets=offsets.tobytes(), dtype=wire.DTYPE_FLOAT32
+        )
+    )
+    output.metrics["loss:sum"] = result.loss
+    output.metrics["tokens:sum"] = result.metrics["tokens"]
+    return output.SerializeToString()
+
+
+def _samples(result: sp.SampleResult) -> bytes:
+    sequences = [
+        wire.SampledSequence(
+            stop_reason=_STOPPED[each.stop_reason], tokens=each.tokens_int32, logprobs=each.logprobs_float32
+        )
+        for each in result.sequences
+    ]
+    answer = wire.SampleResponse(sequences=sequences)
+    if result.HasField("prompt_logprobs_float32"):
+        # The first token has none.
+        scores = np.concatenate([[np.nan], unpack_floats(result.prompt_logprobs_float32)]).astype(np.float32)
+        answer.prompt_logprobs = scores.tobytes()
+    return answer.SerializeToString()
