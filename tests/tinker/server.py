@@ -124,6 +124,11 @@ class TinkerServer:
         """http://127.0.0.1:PORT"""
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def open_models(self) -> list[str]:
+        """Models whose session has not ended."""
+        return sorted(self._models)
+
     def will(self, path: str, *answers: Answer) -> None:
         """Answers so to the next requests of a path, such as /optim_step."""
         self._script[path].extend(answers)

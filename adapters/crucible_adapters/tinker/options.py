@@ -61,7 +61,7 @@ class TinkerOptions(AdapterOptions):
         default=None,
         ge=3600,
         le=10 * 365 * 86400,
-        description="How long Tinker keeps the weights of a checkpoint whose file was copied elsewhere; none: for ever.",
+        description="How long Tinker keeps the weights of a checkpoint whose file was copied elsewhere; none: forever.",
     )
     max_sessions: int = Field(default=64, ge=1, description="Most open sessions of each service.")
     max_operations_in_flight: int = Field(default=64, ge=1, description="Most unfinished operations of a session.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+from functools import cache
 from typing import Any
 
 import httpx
@@ -31,7 +33,8 @@ class PolicyTransport(httpx.AsyncBaseTransport):
         self._policy = policy
         self._timeout = timeout_seconds
         self._clock = clock
-        self._inner = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None, max_keepalive_connections=20))
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+        self._inner = httpx.AsyncHTTPTransport(verify=_authorities(), limits=limits)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith(_BESIDE):
@@ -78,6 +81,12 @@ class PolicyTransport(httpx.AsyncBaseTransport):
         raise by_status(
             self._said, status, _words(response), delay=retry_after(response.headers, now=self._clock.wall())
         )
+
+
+@cache
+def _authorities() -> ssl.SSLContext:
+    """Whom connections trust. Reading them takes longer than a connection does."""
+    return httpx.create_ssl_context()
 
 
 def _words(response: httpx.Response) -> object:

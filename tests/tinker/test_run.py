@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ pytest.importorskip("tinker")
 from crucible.kitchen.v1 import event_pb2
 from crucible_client import KitchenClient
 from crucible_kit.conformance.settings import builtin_folder
-from tests.system.harness import SMALL, serving
+from tests.system.harness import SMALL, serving, write_rows
 from tests.tinker.server import TinkerServer
+from tests.workflow.kitchen import kitchen_on
 
 MODEL = "builtin:tiny-qwen3-base"
 CONFIG: dict[str, Any] = SMALL | {"eval_fraction": 0.25, "eval_at_start": True, "sample_prompts": 1, "lora_rank": 4}
@@ -28,31 +28,32 @@ _TIMES = ("time/", "train/tokens_per_second")
 
 @pytest.fixture
 async def tinker(tmp_path: Path) -> AsyncIterator[TinkerServer]:
-    # Rounding depends on the number of threads.
-    folder, threads = Path(builtin_folder("tiny-qwen3-base")), len(os.sched_getaffinity(0))
-    server = TinkerServer({"tiny/qwen3": folder}, tmp_path / "engine", threads=threads)
+    server = TinkerServer({"tiny/qwen3": Path(builtin_folder("tiny-qwen3-base"))}, tmp_path / "engine")
     await server.start()
     yield server
     await server.stop()
 
 
-def write_manifest(path: Path, adapter: dict[str, Any]) -> Path:
-    path.write_text(json.dumps({"profile": "local", "ports": dict.fromkeys(("training", "sampling"), adapter)}))
-    return path
+async def direct_run(tinker: TinkerServer, data: Path, config: dict[str, Any]) -> list[event_pb2.RunEvent]:
+    """The events of a run in this process, on the engine that the server computes with."""
+    async with kitchen_on(data) as kitchen:
+        kitchen._stubs |= {"training": tinker.training, "sampling": tinker.sampling}
+        ended = await kitchen.run("tiny_lora", 1, **config)
+        assert ended.state == event_pb2.RUN_STATE_COMPLETED, ended.failure
+        return await kitchen.events(ended)
 
 
-async def run(kitchen: KitchenClient, rows: Path, *, paused: bool) -> list[event_pb2.RunEvent]:
-    """The events of a run that has ended well."""
-    made = await kitchen.create_run("sl_basic", preset="tiny_lora", config=CONFIG | {"dataset": str(rows)}, seed=1)
-    if paused:
-        async for event in kitchen.watch(made.run_id):
-            if event.HasField("checkpoint_saved"):
-                break
-        await kitchen.pause_run(made.run_id)
-        assert (await kitchen.wait(made.run_id)).state == event_pb2.RUN_STATE_PAUSED
-        await kitchen.resume_run(made.run_id)
+async def paused_run(kitchen: KitchenClient, config: dict[str, Any]) -> list[event_pb2.RunEvent]:
+    """The events of a run that was paused behind its first checkpoint, went on from it, and has ended well."""
+    made = await kitchen.create_run("sl_basic", preset="tiny_lora", config=config, seed=1)
+    async for event in kitchen.watch(made.run_id):
+        if event.HasField("checkpoint_saved"):
+            break
+    await kitchen.pause_run(made.run_id)
+    assert (await kitchen.wait(made.run_id)).state == event_pb2.RUN_STATE_PAUSED
+    await kitchen.resume_run(made.run_id)
     ended = await kitchen.wait(made.run_id)
-    assert (ended.state, ended.attempt) == (event_pb2.RUN_STATE_COMPLETED, 1 + paused), ended.failure
+    assert (ended.state, ended.attempt) == (event_pb2.RUN_STATE_COMPLETED, 2), ended.failure
     return [event async for event in kitchen.watch(made.run_id)]
 
 
@@ -70,20 +71,20 @@ def evaluations(events: list[event_pb2.RunEvent]) -> list[tuple[dict[str, float]
     return [(dict(each.metrics), [sample.output for sample in each.samples]) for each in found]
 
 
-async def test_a_run_at_tinker_has_the_numbers_of_one_on_the_torch_engine(
-    tinker: TinkerServer, kitchen: KitchenClient, rows: Path, tmp_path: Path
-) -> None:
-    expected = await run(kitchen, rows, paused=False)
+async def test_a_run_at_tinker_has_the_numbers_of_one_on_the_torch_engine(tinker: TinkerServer, tmp_path: Path) -> None:
+    config = CONFIG | {"dataset": str(write_rows(tmp_path / "rows.jsonl"))}
+    expected = await direct_run(tinker, tmp_path / "direct", config)
     options = {
         "base_url": tinker.address,
         "models": {MODEL: {"name": "tiny/qwen3", "folder": builtin_folder("tiny-qwen3-base")}},
     }
     adapter = {"adapter": "builtin:tinker", "options": options, "secrets": {"api_key": "PLANTED_KEY"}}
-    remote = write_manifest(tmp_path / "remote.json", adapter)
+    manifest = tmp_path / "kitchen.json"
+    manifest.write_text(json.dumps({"profile": "local", "ports": dict.fromkeys(("training", "sampling"), adapter)}))
     environment = {"PLANTED_KEY": "tml-planted"}
-    with serving(tmp_path / "remote", "--manifest", str(remote), environment=environment) as server:
-        async with KitchenClient.connect(server.address) as at_tinker:
-            events = await run(at_tinker, rows, paused=True)
+    with serving(tmp_path / "remote", "--manifest", str(manifest), environment=environment) as server:
+        async with KitchenClient.connect(server.address) as kitchen:
+            events = await paused_run(kitchen, config)
     assert numbers(events) == numbers(expected)
     assert len(numbers(events)) == CONFIG["max_steps"]
     assert evaluations(events)[0] == evaluations(expected)[0] and evaluations(events)[-1] == evaluations(expected)[-1]

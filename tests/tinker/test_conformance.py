@@ -1,0 +1,48 @@
+"""The adapter keeps the contracts of training and sampling, but for what Tinker lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crucible_adapters.tinker.options import TinkerOptions
+from crucible_adapters.tinker.sampling import TinkerSampling
+from crucible_adapters.tinker.training import TinkerTraining
+from crucible_adapters.torch_engine import operations
+from crucible_kit.adapter import AdapterContext
+from crucible_kit.conformance import Verdict, run_suite, settings_of
+from tests.conformance.bindings import BINDINGS
+from tests.tinker.conftest import KEY, MODEL
+from tests.tinker.server import TinkerServer
+
+# Longer than a machine stands still.
+_HELD_SECONDS = 6.0
+# A scale other than the rank, and single matrices.
+_LACKING = {"training": {"TRN-LORA-01"}, "sampling": set()}
+
+
+async def test_the_suites_pass(
+    server: TinkerServer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "HOLD_SECONDS", _HELD_SECONDS)
+    models = {MODEL: {"name": "tiny/qwen3", "folder": str(model)}}
+    options = TinkerOptions.model_validate(
+        {"base_url": server.address, "models": models, "hold_seconds": _HELD_SECONDS}
+    )
+    context = AdapterContext(data_dir=tmp_path, secrets={"api_key": KEY})
+    made = [TinkerTraining(options, context), TinkerSampling(options, context)]
+    servicers = {each.description.port: each for each in made}
+    capabilities = {port: each.description.capabilities for port, each in servicers.items()}
+    try:
+        async with BINDINGS["object"](servicers, capabilities) as channel:
+            for port, lacking in _LACKING.items():
+                settings = settings_of(port, {"largest_message_bytes": 1024 * 1024})
+                report = await run_suite(channel, port, settings)
+                failed = {each.requirement.id: each.problem for each in report.results if each.verdict is Verdict.FAILED}
+                assert set(failed) == lacking, failed
+                assert len(report.ids(Verdict.PASSED)) > len(report.results) * 0.8
+        assert not server.open_models, "models that closed sessions left at Tinker"
+    finally:
+        for each in made:
+            await each.close()
