@@ -117,6 +117,7 @@ class TinkerServer:
         self.ttls: dict[str, int | None] = {}
         self.ended: list[str] = []
         self._runner: web.AppRunner | None = None
+        self._stopping = asyncio.Event()
         self._port = 0
 
     @property
@@ -176,6 +177,7 @@ class TinkerServer:
 
     async def stop(self) -> None:
         assert self._runner is not None
+        self._stopping.set()
         await self._runner.cleanup()
         for task in self._futures.values():
             task.cancel()
@@ -200,7 +202,7 @@ class TinkerServer:
 
     async def _scripted(self, request: web.Request, answer: Answer) -> web.StreamResponse:
         if answer.is_silent:
-            await asyncio.Event().wait()
+            await self._stopping.wait()
         data = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
         if not answer.is_cut:
             headers = {**answer.headers, "Content-Type": answer.content_type}

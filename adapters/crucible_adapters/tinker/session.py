@@ -269,7 +269,11 @@ class TinkerSession:
         if self._lost is not None:
             raise self._lost
 
-    async def _result(self, future: Awaitable[Any]) -> Any:
+    async def _result(self, future: Any) -> Any:
+        if self._lost is not None:
+            # Behind a call that Tinker has not got it may wait for ever.
+            future.future().cancel()
+            raise self._lost
         try:
             return await self._connection.result(future)
         except KitchenError as error:
