@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("torch")
-pytest.importorskip("aiohttp")
 pytest.importorskip("tinker")
 
 from crucible.port.training.v1 import training_pb2 as pb

@@ -10,14 +10,14 @@ import contextlib
 import json
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import torch
-from aiohttp import web
 from google.protobuf import duration_pb2
 from tinker.proto import tinker_public_pb2 as wire
 
@@ -33,8 +33,8 @@ from crucible_kit.errors import FailedPreconditionError, KitchenError
 from crucible_kit.ports import PORTS
 from crucible_kit.tensors import from_tensor, pack_tokens, to_tensor, unpack_floats
 from crucible_kit.training import check_finished
+from tests.tinker.http import Answer, HttpServer, Request
 
-BODY = web.RequestKey("body", Any)
 _ENDED = (
     operation_pb2.OPERATION_STATE_SUCCEEDED,
     operation_pb2.OPERATION_STATE_FAILED,
@@ -47,26 +47,13 @@ _STOPPED = {sp.STOP_REASON_STOP: wire.STOP_REASON_STOP, sp.STOP_REASON_LENGTH: w
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a test has it answer.
+class Asked:
+    """A request that came.
 
     Attributes:
-        body: JSON, or bytes as they are.
-        is_cut: close the connection in the middle of the body.
-        is_silent: send nothing.
+        path: behind /api/v1.
+        body: JSON, or the message of a pass.
     """
-
-    status: int = 200
-    body: Any = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    content_type: str = "application/json"
-    is_cut: bool = False
-    is_silent: bool = False
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A request that came; `body` of a JSON one, or the message of a pass."""
 
     method: str
     path: str
@@ -95,6 +82,7 @@ class TinkerServer:
 
     Attributes:
         asked: the requests so far, by the path behind /api/v1.
+        results: while it is not set, no result is given.
         paths: the engine's checkpoints by Tinker's paths.
         ttls: what checkpoints were told last, by path.
     """
@@ -116,14 +104,28 @@ class TinkerServer:
         self._path_models: dict[str, Model] = {}
         self.ttls: dict[str, int | None] = {}
         self.ended: list[str] = []
-        self._runner: web.AppRunner | None = None
-        self._stopping = asyncio.Event()
-        self._port = 0
+        self._http = HttpServer(self._handle)
+        self._calls = {
+            "create_session": self._create_session,
+            "create_model": self._create_model,
+            "get_info": self._get_info,
+            "forward_backward": self._forward_backward,
+            "optim_step": self._optim_step,
+            "save_weights": self._save_weights,
+            "save_weights_for_sampler": self._save_weights_for_sampler,
+            "load_weights": self._load_weights,
+            "create_sampling_session": self._create_sampling_session,
+            "asample": self._asample,
+            "retrieve_future": self._retrieve_future,
+        }
+        self._came = asyncio.Condition()
+        self.results = asyncio.Event()
+        self.results.set()
 
     @property
     def address(self) -> str:
         """http://127.0.0.1:PORT"""
-        return f"http://127.0.0.1:{self._port}"
+        return self._http.address
 
     @property
     def open_models(self) -> list[str]:
@@ -142,100 +144,76 @@ class TinkerServer:
         """Requests of a path so far."""
         return [each for each in self.asked if each.path == path]
 
+    async def has_come(self, path: str) -> None:
+        """Waits for a request of a path."""
+        async with self._came:
+            await self._came.wait_for(lambda: self.count(path))
+
     async def start(self) -> None:
-        app = web.Application(middlewares=[self._record], client_max_size=2**30)
-        post: dict[str, Callable[[Any], Awaitable[Any]]] = {
-            "/client/config": _empty,
-            "/client/dynamic_config": _empty,
-            "/create_session": self._create_session,
-            "/session_heartbeat": _empty_of("session_heartbeat"),
-            "/telemetry": _accepted,
-            "/create_model": self._create_model,
-            "/get_info": self._get_info,
-            "/forward_backward": self._forward_backward,
-            "/optim_step": self._optim_step,
-            "/save_weights": self._save_weights,
-            "/save_weights_for_sampler": self._save_weights_for_sampler,
-            "/load_weights": self._load_weights,
-            "/create_sampling_session": self._create_sampling_session,
-            "/asample": self._asample,
-            "/retrieve_future": self._retrieve_future,
-            "/sessions/{session}/finish": self._finish,
-        }
-        for path, handler in post.items():
-            app.router.add_post(f"/api/v1{path}", handler)
-        app.router.add_get("/api/v1/get_server_capabilities", self._capabilities)
-        app.router.add_get("/api/v1/samplers/{sampler}", self._sampler)
-        checkpoint = "/api/v1/training_runs/{model}/checkpoints/{kind}/{name}"
-        app.router.add_delete(checkpoint, self._delete)
-        app.router.add_put(f"{checkpoint}/ttl", self._ttl)
-        self._runner = web.AppRunner(app, shutdown_timeout=0)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        self._port = self._runner.addresses[0][1]
+        await self._http.start()
 
     async def stop(self) -> None:
-        assert self._runner is not None
-        self._stopping.set()
-        await self._runner.cleanup()
+        await self._http.stop()
         for task in self._futures.values():
             task.cancel()
         await asyncio.gather(*self._futures.values(), return_exceptions=True)
         await self._engine.close()
         torch.set_num_threads(self._threads_before)
+        assert not self._http.failures, self._http.failures
 
-    @web.middleware
-    async def _record(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _handle(self, request: Request) -> Answer:
         path = request.path.removeprefix("/api/v1")
-        data = await request.read()
         body: Any = None
-        if request.content_type == "application/x-protobuf":
-            body = wire.ForwardBackwardRequest.FromString(data)
-        elif data:
-            body = json.loads(data)
-        request[BODY] = body
-        self.asked.append(Asked(request.method, path, dict(request.headers), body))
+        if request.headers.get("content-type") == "application/x-protobuf":
+            body = wire.ForwardBackwardRequest.FromString(request.data)
+        elif request.data:
+            body = json.loads(request.data)
+        self.asked.append(Asked(request.method, path, request.headers, body))
+        async with self._came:
+            self._came.notify_all()
         if self._script[path]:
-            return await self._scripted(request, self._script[path].popleft())
-        return await handler(request)
+            return self._script[path].popleft()
+        match path.split("/")[1:]:
+            case ["client", "config" | "dynamic_config"]:
+                return Answer()
+            case ["session_heartbeat"]:
+                return Answer(body={"type": "session_heartbeat"})
+            case ["telemetry"]:
+                return Answer(body={"status": "accepted"})
+            case ["get_server_capabilities"]:
+                return self._capabilities()
+            case ["samplers", sampler]:
+                return Answer(body={"sampler_id": sampler, "base_model": self._samplers[sampler][1]})
+            case ["sessions", session, "finish"]:
+                return await self._finish(session)
+            case ["training_runs", model, "checkpoints", kind, name]:
+                return await self._delete(f"tinker://{unquote(model)}/{kind}/{name}")
+            case ["training_runs", model, "checkpoints", kind, name, "ttl"]:
+                self.ttls[f"tinker://{unquote(model)}/{kind}/{name}"] = body["ttl_seconds"]
+                return Answer(status=204, body=b"")
+            case [name] if name in self._calls:
+                return await self._calls[name](body)
+        return Answer(status=404, body={"detail": f"no {path}"})
 
-    async def _scripted(self, request: web.Request, answer: Answer) -> web.StreamResponse:
-        if answer.is_silent:
-            await self._stopping.wait()
-        data = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
-        if not answer.is_cut:
-            headers = {**answer.headers, "Content-Type": answer.content_type}
-            return web.Response(status=answer.status, body=data, headers=headers)
-        response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
-        response.content_length = len(data) + 100
-        await response.prepare(request)
-        await response.write(data)
-        assert request.transport is not None
-        request.transport.close()
-        return response
+    async def _create_session(self, body: Any) -> Answer:
+        return Answer(body={"session_id": f"session-{uuid.uuid4().hex[:8]}", "type": "create_session"})
 
-    async def _create_session(self, request: web.Request) -> web.Response:
-        return web.json_response({"session_id": f"session-{uuid.uuid4().hex[:8]}", "type": "create_session"})
-
-    async def _finish(self, request: web.Request) -> web.Response:
-        session = request.match_info["session"]
+    async def _finish(self, session: str) -> Answer:
         self.ended.append(session)
         for name in [each for each in self._models if each.startswith(f"{session}:")]:
             model = self._models.pop(name)
             close = tp.CloseTrainingSessionRequest(session_id=model.session.session_id)
             await self.training.CloseTrainingSession(close)
-        return web.json_response({})
+        return Answer()
 
-    async def _capabilities(self, request: web.Request) -> web.Response:
+    def _capabilities(self) -> Answer:
         models = [{"model_name": name, "trainable": True, "sampleable": True} for name in self._folders]
-        return web.json_response({"supported_models": models})
+        return Answer(body={"supported_models": models})
 
-    async def _create_model(self, request: web.Request) -> web.Response:
-        body = request[BODY]
+    async def _create_model(self, body: Any) -> Answer:
         name, given = f"{body['session_id']}:train:{body['model_seq_id']}", body["lora_config"]
         if body["base_model"] not in self._folders:
-            return web.json_response({"detail": f"model {body['base_model']} is not supported"}, status=400)
+            return Answer(status=400, body={"detail": f"model {body['base_model']} is not supported"})
         lora = tp.LoraConfig(
             rank=given["rank"],
             train_mlp=given["train_mlp"],
@@ -256,22 +234,21 @@ class TinkerServer:
         session = (await self.training.CreateTrainingSession(create)).session
         return Model(session, base_model, lora.rank, lora)
 
-    async def _get_info(self, request: web.Request) -> web.Response:
-        name = request[BODY]["model_id"]
+    async def _get_info(self, body: Any) -> Answer:
+        name = body["model_id"]
         model = self._models[name]
-        return web.json_response(
-            {
+        return Answer(
+            body={
                 "type": "get_info",
                 "model_data": {"arch": "qwen3", "model_name": model.base_model, "tokenizer_id": None},
                 "model_id": name,
                 "is_lora": True,
                 "lora_rank": model.rank,
                 "model_name": model.base_model,
-            }
+            },
         )
 
-    async def _forward_backward(self, request: web.Request) -> web.Response:
-        body: Any = request[BODY]
+    async def _forward_backward(self, body: Any) -> Answer:
         model = self._models[body.model_id]
         numbered = {"session_id": model.session.session_id, "sequence": body.seq_id + model.offset}
         loss = tp.LossFunction(name=body.loss_fn, parameters=dict(body.loss_fn_config))
@@ -287,8 +264,7 @@ class TinkerServer:
 
         return self._promise(f"{body.model_id}:{body.seq_id}", run(), model_id=body.model_id)
 
-    async def _optim_step(self, request: web.Request) -> web.Response:
-        body = request[BODY]
+    async def _optim_step(self, body: Any) -> Answer:
         model = self._models[body["model_id"]]
         adam = tp.AdamParams(**{key: value for key, value in body["adam_params"].items() if key != "type"})
         message = tp.OptimStepRequest(
@@ -316,16 +292,14 @@ class TinkerServer:
         self.ttls[path] = body.get("ttl_seconds")
         return path
 
-    async def _save_weights(self, request: web.Request) -> web.Response:
-        body = request[BODY]
+    async def _save_weights(self, body: Any) -> Answer:
 
         async def run() -> dict[str, Any]:
             return {"path": await self._saved(body, "weights", body["path"]), "type": "save_weights"}
 
         return self._promise(f"{body['model_id']}:{body['seq_id']}", run(), model_id=body["model_id"])
 
-    async def _save_weights_for_sampler(self, request: web.Request) -> web.Response:
-        body = request[BODY]
+    async def _save_weights_for_sampler(self, body: Any) -> Answer:
 
         async def run() -> dict[str, Any]:
             if body.get("path"):
@@ -339,12 +313,11 @@ class TinkerServer:
 
         return self._promise(f"{body['model_id']}:{body['seq_id']}", run(), model_id=body["model_id"])
 
-    async def _load_weights(self, request: web.Request) -> web.Response:
-        body = request[BODY]
+    async def _load_weights(self, body: Any) -> Answer:
         name = f"{body['session_id']}:train:{body['model_seq_id']}"
         saved = self._path_models.get(body["path"])
         if saved is None or body["path"] not in self.paths:
-            return web.json_response({"detail": f"no checkpoint {body['path']}"}, status=404)
+            return Answer(status=404, body={"detail": f"no checkpoint {body['path']}"})
 
         async def run() -> dict[str, Any]:
             model = await self._open(saved.base_model, saved.lora, 0)
@@ -361,43 +334,31 @@ class TinkerServer:
 
         return self._promise(f"{name}:0", run(), model_id=name)
 
-    async def _delete(self, request: web.Request) -> web.Response:
-        path = "tinker://{model}/{kind}/{name}".format(**request.match_info)
+    async def _delete(self, path: str) -> Answer:
         uri = self.paths.pop(path, None)
         if uri is None:
-            return web.json_response({"detail": f"no checkpoint {path}"}, status=404)
+            return Answer(status=404, body={"detail": f"no checkpoint {path}"})
         # One that is sampled from goes for new sessions alone.
         with contextlib.suppress(FailedPreconditionError):
             await self.training.DeleteCheckpoint(tp.DeleteCheckpointRequest(uri=uri))
-        return web.Response(status=204)
+        return Answer(status=204, body=b"")
 
-    async def _ttl(self, request: web.Request) -> web.Response:
-        path = "tinker://{model}/{kind}/{name}".format(**request.match_info)
-        self.ttls[path] = request[BODY]["ttl_seconds"]
-        return web.Response(status=204)
-
-    async def _create_sampling_session(self, request: web.Request) -> web.Response:
-        body = request[BODY]
+    async def _create_sampling_session(self, body: Any) -> Answer:
         sampler = f"{body['session_id']}:sample:{body['sampling_session_seq_id']}"
         path, name = body.get("model_path") or "", body.get("base_model") or ""
         if path and path not in self.paths:
-            return web.json_response({"detail": f"no checkpoint {path}"}, status=404)
+            return Answer(status=404, body={"detail": f"no checkpoint {path}"})
         if not path and name not in self._folders:
-            return web.json_response({"detail": f"model {name} is not supported"}, status=400)
+            return Answer(status=400, body={"detail": f"model {name} is not supported"})
         await self._open_sampler(sampler, path, name or self._path_models[path].base_model)
-        return web.json_response({"sampling_session_id": sampler, "type": "create_sampling_session"})
+        return Answer(body={"sampling_session_id": sampler, "type": "create_sampling_session"})
 
     async def _open_sampler(self, sampler: str, path: str, base_model: str) -> None:
         model = {"checkpoint_uri": self.paths[path]} if path else {"base_model": str(self._folders[base_model])}
         create = sp.CreateSamplingSessionRequest(request_id=str(uuid.uuid4()), **model)
         self._samplers[sampler] = ((await self.sampling.CreateSamplingSession(create)).session_id, base_model)
 
-    async def _sampler(self, request: web.Request) -> web.Response:
-        sampler = request.match_info["sampler"]
-        return web.json_response({"sampler_id": sampler, "base_model": self._samplers[sampler][1]})
-
-    async def _asample(self, request: web.Request) -> web.Response:
-        body = request[BODY]
+    async def _asample(self, body: Any) -> Answer:
         session, _ = self._samplers[body["sampling_session_id"]]
         given = body["sampling_params"]
         params = sp.SamplingParams(
@@ -425,32 +386,33 @@ class TinkerServer:
         ids = [f"{number}:{index}" for index in range(body["num_samples"])]
         return self._promise(number, run(), sample_sequence_ids=ids)
 
-    def _promise(self, request_id: str, run: Any, **more: Any) -> web.Response:
+    def _promise(self, request_id: str, run: Any, **more: Any) -> Answer:
         if request_id in self._futures:
             # The same number again: the first request's answer was lost.
             run.close()
         else:
             self._futures[request_id] = asyncio.create_task(run)
-        return web.json_response({"request_id": request_id, **more})
+        return Answer(body={"request_id": request_id, **more})
 
-    async def _retrieve_future(self, request: web.Request) -> web.Response:
-        request_id = request[BODY]["request_id"]
+    async def _retrieve_future(self, body: Any) -> Answer:
+        await self.results.wait()
+        request_id = body["request_id"]
         task = self._futures.get(request_id)
         if task is None:
-            return web.json_response({"detail": "expired"}, status=410)
+            return Answer(status=410, body={"detail": "expired"})
         done, _ = await asyncio.wait([task], timeout=_POLL_SECONDS)
         if not done:
-            return web.json_response({"type": "try_again", "request_id": request_id, "queue_state": "active"})
+            return Answer(body={"type": "try_again", "request_id": request_id, "queue_state": "active"})
         error = task.exception()
         if isinstance(error, KitchenError):
             category = "server" if error.retryable else "user"
-            return web.json_response({"error": error.message, "category": category})
+            return Answer(body={"error": error.message, "category": category})
         if error is not None:
             raise error
         result = task.result()
         if isinstance(result, bytes):
-            return web.Response(body=result, content_type="application/x-protobuf")
-        return web.json_response(result)
+            return Answer(body=result, content_type="application/x-protobuf")
+        return Answer(body=result)
 
     async def _result(self, stub: Any, call: Any, message: Any) -> Any:
         operation = (await call(message)).operation
@@ -462,21 +424,6 @@ class TinkerServer:
             if response.operation.state in _ENDED:
                 check_finished(response.operation)
                 return response
-
-
-async def _empty(request: web.Request) -> web.Response:
-    return web.json_response({})
-
-
-def _empty_of(kind: str) -> Any:
-    async def answer(request: web.Request) -> web.Response:
-        return web.json_response({"type": kind})
-
-    return answer
-
-
-async def _accepted(request: web.Request) -> web.Response:
-    return web.json_response({"status": "accepted"})
 
 
 def _datum(given: Any) -> datum_pb2.Datum:

@@ -24,7 +24,8 @@ from crucible_kit.training import TrainingSession
 from crucible_kitchen.ports.sampling import SamplingSession
 from tests.contract.refusals import refused
 from tests.tinker.conftest import KEY, MODEL, Make, Waits
-from tests.tinker.server import Answer, TinkerServer
+from tests.tinker.http import Answer
+from tests.tinker.server import TinkerServer
 
 DATA = [datum(np.arange(8), np.arange(1, 9), np.ones(8))]
 ADAM = pb.AdamParams(learning_rate=1e-3)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("torch")
-pytest.importorskip("aiohttp")
 pytest.importorskip("tinker")
 
 from crucible.kitchen.v1 import event_pb2
@@ -95,5 +94,5 @@ async def test_a_run_at_tinker_has_the_numbers_of_one_on_the_torch_engine(tinker
     for path in (reference["weights"], reference["sampler_weights"]):
         assert path in tinker.paths and tinker.ttls[path] is None
     assert not tinker.count("/telemetry")
-    assert {each.headers["X-API-Key"] for each in tinker.asked} == {"tml-planted"}
+    assert {each.headers["x-api-key"] for each in tinker.asked} == {"tml-planted"}
     assert "tml-planted" not in (tmp_path / "remote.log").read_text()

@@ -36,8 +36,9 @@ class Manifest(BaseModel):
         default="auto",
         description="What serves ports that are not named. auto: hub and dataset are the Hugging Face hub when its "
         "libraries are installed (the extra hf), otherwise this machine alone. local: this machine alone. hub: the "
-        "hub, refused without its libraries. tinker: as auto, with training and sampling by builtin:tinker, refused "
-        "when that adapter is not installed. test: as local, and adapters named fake_... are allowed.",
+        "hub, refused without its libraries. tinker: as auto, with training and sampling by builtin:tinker and its key "
+        "in TINKER_API_KEY, refused when that adapter is not installed. test: as local, and adapters named fake_... "
+        "are allowed.",
     )
     ports: dict[str, PortMapping] = Field(
         default_factory=dict, description="Adapter by port name. Ports that are not named keep the profile's."
@@ -67,6 +68,9 @@ _DEFAULT_PORTS = {
     "tokenizer": "builtin:tokenizers",
     "training": "builtin:torch",
 }
+
+_DEFAULT_SECRETS = {"builtin:tinker": {"api_key": "TINKER_API_KEY"}}
+"""Of adapters that a profile maps."""
 
 
 def load_manifest(path: Path | None) -> dict[str, PortMapping]:
@@ -101,7 +105,10 @@ def _located(ports: dict[str, PortMapping], folder: Path) -> dict[str, PortMappi
 
 def base_mappings(manifest: Manifest) -> dict[str, PortMapping]:
     """Adapter by port, the profile's defaults filled in. Raises what load_manifest raises."""
-    defaults = {port: PortMapping(adapter=each) for port, each in default_ports(manifest.profile).items()}
+    defaults = {
+        port: PortMapping(adapter=each, secrets=_DEFAULT_SECRETS.get(each, {}))
+        for port, each in default_ports(manifest.profile).items()
+    }
     mappings = {**defaults, **manifest.ports}
     for port, mapping in mappings.items():
         check_fake(port, mapping, manifest.profile, where=f"manifest.ports.{port}")
