@@ -181,6 +181,7 @@ def test_the_profile_tinker_says_that_its_adapter_is_not_installed(path: Path, m
     path.write_text("profile: tinker\n")
     found = load_manifest(path)
     assert {found[port].adapter for port in ("training", "sampling")} == {"builtin:tinker"}
+    assert found["training"].secrets == {"api_key": "TINKER_API_KEY"} and not found["blob"].secrets
     assert found["blob"].adapter == "builtin:local"
 
 

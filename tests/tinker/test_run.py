@@ -20,7 +20,14 @@ from tests.tinker.server import TinkerServer
 from tests.workflow.kitchen import kitchen_on
 
 MODEL = "builtin:tiny-qwen3-base"
-CONFIG: dict[str, Any] = SMALL | {"eval_fraction": 0.25, "eval_at_start": True, "sample_prompts": 1, "lora_rank": 4}
+CONFIG: dict[str, Any] = SMALL | {
+    "max_steps": 4,
+    "lora_rank": 4,
+    "eval_fraction": 0.25,
+    "eval_at_start": True,
+    "sample_prompts": 1,
+    "sample_max_tokens": 8,
+}
 # Numbers that are times.
 _TIMES = ("time/", "train/tokens_per_second")
 

@@ -115,7 +115,7 @@ def _parse_datum(
         raise field_error(f"{path}.loss_fn_inputs[{name!r}]", f"{problem}: it takes {', '.join(sorted(wanted))}")
     field = f"{path}.loss_fn_inputs[{TARGETS!r}]"
     targets = _parse_input(datum.loss_fn_inputs[TARGETS], field, len(tokens), ("int32", "int64"))
-    inputs = {TARGETS: _check_ids(targets, field, facts).astype(np.int64)}
+    inputs: dict[str, np.ndarray] = {TARGETS: _check_ids(targets, field, facts).astype(np.int64)}
     for name in loss.inputs:
         input_field = f"{path}.loss_fn_inputs[{name!r}]"
         values = _parse_input(datum.loss_fn_inputs[name], input_field, len(tokens), ("float32",))
