@@ -144,10 +144,10 @@ class TinkerServer:
         """Requests of a path so far."""
         return [each for each in self.asked if each.path == path]
 
-    async def has_come(self, path: str) -> None:
-        """Waits for a request of a path."""
+    async def has_come(self, path: str, count: int = 1) -> None:
+        """Waits for so many requests of a path."""
         async with self._came:
-            await self._came.wait_for(lambda: self.count(path))
+            await self._came.wait_for(lambda: self.count(path) >= count)
 
     async def start(self) -> None:
         await self._http.start()

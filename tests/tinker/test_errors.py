@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 
 from crucible.port.sampling.v1 import sampling_pb2 as sp
 from crucible.port.training.v1 import training_pb2 as pb
+from crucible.type.v1 import datum_pb2
 from crucible_kit.conformance.training_session import LOSS, datum
 from crucible_kit.errors import (
     DataLossError,
@@ -167,6 +170,30 @@ async def test_half_a_batch_is_never_trained_on(server: TinkerServer, make: Make
         with refused(FailedPreconditionError, "GRADIENTS_INVALID"):
             await session.result(await session.enqueue_optim_step(ADAM))
     with refused(FailedPreconditionError, "GRADIENTS_INVALID", says="load a checkpoint"):
+        await step(session)
+    assert not server.count("/optim_step")
+    await session.load_checkpoint(saved.uri, weights_only=True)
+    assert (await step(session)).optim_steps == 1
+
+
+async def test_a_step_that_was_taken_without_its_pass_ends_the_training(server: TinkerServer, make: Make) -> None:
+    session = await make().session()
+    saved = await session.save_checkpoint("before", weights_only=True)
+    before, server.results = server.count("/retrieve_future"), asyncio.Event()
+    # The engine of the test's server has no such loss.
+    inputs = dict.fromkeys(("advantages", "logprobs"), DATA[0].loss_fn_inputs["weights"])
+    inputs["target_tokens"] = DATA[0].loss_fn_inputs["target_tokens"]
+    data = [datum_pb2.Datum(model_input=DATA[0].model_input, loss_fn_inputs=inputs)]
+    await session.enqueue_forward_backward(data, pb.LossFunction(name="ppo"))
+    await server.has_come("/retrieve_future", before + 1)
+    # Its result comes before that of the pass.
+    server.will("/retrieve_future", Answer(body={"metrics": {"grad_norm": 1.0}}))
+    taken = await session.enqueue_optim_step(ADAM)
+    await server.has_come("/retrieve_future", before + 2)
+    server.results.set()
+    with refused(FailedPreconditionError, "GRADIENTS_INVALID", says="send the whole step again"):
+        await session.result(taken)
+    with refused(FailedPreconditionError, "GRADIENTS_INVALID", says="the step was taken without it"):
         await session.forward(DATA, LOSS)
     await session.load_checkpoint(saved.uri, weights_only=True)
     assert (await step(session)).optim_steps == 1

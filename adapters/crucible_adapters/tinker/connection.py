@@ -31,7 +31,7 @@ SYSTEM_CLOCK = Clock()
 _ADDRESS = "its hosted API"
 _EXTRA = "crucible-kitchen[tinker]"
 _LEASE_CHECK_SECONDS = 15.0
-_CLOSE_SECONDS = 10.0
+_CLOSE_SECONDS = 5.0
 
 
 class Connection:
@@ -61,6 +61,7 @@ class Connection:
         self._identity = identity
         self._users = 0
         self._shared: asyncio.Task[Any] | None = None
+        self._rest: asyncio.Task[Any] | None = None
         self._told: dict[str, int | None] | None = None
         self._leases: asyncio.Task[None] | None = None
         self._closed = False
@@ -98,38 +99,46 @@ class Connection:
             await asyncio.gather(self._leases, return_exceptions=True)
         await self.sampling.close_all()
         await self.training.close_all()
-        shared, self._shared = self._shared, None
-        if shared is not None:
+        for task in (self._shared, self._rest):
+            if task is None:
+                continue
             try:
-                service = await shared
+                client = await task
             except Exception:
-                return  # whoever made the call was told
-            await self.close_service(service)
+                continue  # whoever made the call was told
+            if task is self._shared:
+                await self.close_service(client)
+            else:
+                client.holder.close()
 
     async def open_service(self) -> Any:
         """A ServiceClient of the library with a session of its own at Tinker, which ends with it."""
+        return await self._opened_client(has_session=True)
+
+    async def _opened_client(self, *, has_session: bool) -> Any:
         if self._closed:
             raise self.said.closed()
         if not self._key:
             raise self.said.no_key()
         if self._leases is None:
             self._leases = asyncio.create_task(self._watch_leases())
-        return await self.result(asyncio.to_thread(self._open))
+        return await self.result(asyncio.to_thread(self._open, has_session))
 
-    def _open(self) -> Any:
+    def _open(self, has_session: bool) -> Any:
         try:
-            from crucible_adapters.tinker.transport import PolicyTransport, open_service
+            from crucible_adapters.tinker import transport
         except ImportError as error:
             raise _package_missing() from error
         options = self.options
-        return open_service(
-            base_url=options.base_url,
+        sending = transport.PolicyTransport(self.said, options.retries, options.timeout_seconds, self._clock)
+        opening = transport.Opening(
+            base_url=options.base_url or None,
             api_key=self._key,
-            project_id=options.project_id,
+            project_id=options.project_id or None,
             user_metadata=dict(options.user_metadata),
-            telemetry=options.telemetry,
-            transport=PolicyTransport(self.said, options.retries, options.timeout_seconds, self._clock),
         )
+        open_client = transport.open_service if has_session else transport.open_rest
+        return open_client(opening, sending, telemetry=options.telemetry)
 
     async def close_service(self, service: Any) -> None:
         """Ends a session at Tinker, and with it the models in it. What fails is told in the log alone."""
@@ -140,23 +149,27 @@ class Connection:
             logger.warning("a session at %s was not ended: %s", self.said.name, type(error).__name__)
 
     async def shared(self) -> Any:
-        """The ServiceClient of sampling sessions and of checkpoints."""
+        """The ServiceClient of sampling sessions."""
         if self._shared is None:
             self._shared = asyncio.create_task(self.open_service())
             self._shared.add_done_callback(retrieve)
-        task = self._shared
+        return await self._made("_shared", self._shared)
+
+    async def rest(self) -> Any:
+        """The library's RestClient, for what needs no session at Tinker."""
+        if self._rest is None:
+            self._rest = asyncio.create_task(self._opened_client(has_session=False))
+            self._rest.add_done_callback(retrieve)
+        return await self._made("_rest", self._rest)
+
+    async def _made(self, name: str, task: asyncio.Task[Any]) -> Any:
+        """What a task makes that all wait for; one that fails is begun anew by the next who asks."""
         try:
             return await asyncio.shield(task)
         except Exception:
-            self._shared = None if self._shared is task else self._shared
+            if getattr(self, name) is task:
+                setattr(self, name, None)
             raise
-
-    async def rest(self) -> Any:
-        """The library's client of what needs no session."""
-        service = await self.shared()
-        import tinker
-
-        return tinker.RestClient(_holder=service.holder)
 
     async def facts(self, base_model: str) -> ModelFacts:
         """What is known of a base model."""

@@ -115,6 +115,7 @@ class Operations:
         self._unfinished: set[Operation] = set()
         self._finished: deque[Operation] = deque()
         self._pump: asyncio.Task[None] | None = None
+        self._last: asyncio.Task[None] | None = None
         self._under_way: dict[Operation, asyncio.Task[None]] = {}
         self.closed = False
 
@@ -196,7 +197,6 @@ class Operations:
                 )
 
     async def _begin_all(self) -> None:
-        before: asyncio.Task[None] | None = None
         while self._queue:
             # A turn for the others first: until then the operation can be cancelled.
             await asyncio.sleep(0)
@@ -206,20 +206,25 @@ class Operations:
             self._queue.popleft()
             if operation.done.is_set():
                 continue
-            before = self._begin(operation, before)
+            self._last = self._begin(operation)
             if operation.work.is_barrier:
-                await asyncio.wait([before])
+                await asyncio.wait([self._last])
 
-    def _begin(self, operation: Operation, before: asyncio.Task[None] | None) -> asyncio.Task[None]:
+    def _begin(self, operation: Operation) -> asyncio.Task[None]:
         operation.message.state = operation_pb2.OPERATION_STATE_RUNNING
         try:
             result = operation.work.begin()
         except Exception as error:
             result = _raised(error)
-        before = before if self._in_order and before is not None and not before.done() else None
-        task = asyncio.create_task(self._run(operation, result, before))
+        task = asyncio.create_task(self._run(operation, result, self._last if self._in_order else None))
         self._under_way[operation] = task
-        task.add_done_callback(lambda _: self._under_way.pop(operation, None))
+
+        def ended(_: asyncio.Task[None]) -> None:
+            self._under_way.pop(operation, None)
+            # A task that was cancelled before its first turn has not awaited it.
+            result.close()
+
+        task.add_done_callback(ended)
         return task
 
     async def _run(
@@ -229,9 +234,6 @@ class Operations:
             if before is not None:
                 await asyncio.wait([before])
             found = await result
-        except asyncio.CancelledError:
-            result.close()
-            raise
         except Exception as error:
             where = f"{self._source}, operation {operation.message.id}"
             failure = error if isinstance(error, KitchenError) else hidden(where, error)

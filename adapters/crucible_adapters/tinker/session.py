@@ -9,6 +9,7 @@ loading a checkpoint goes on.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import math
 from collections.abc import Awaitable, Coroutine
@@ -85,6 +86,9 @@ class TinkerSession:
         self.weights_version = 0
         self._sent: list[SentPass] = []
         self._lost: KitchenError | None = None
+        """Why nothing but loading a checkpoint goes on."""
+        self._stale: KitchenError | None = None
+        """Why no gradients are added and no step is taken before that."""
         self._saves = 0
         self._steps_under_way = 0
 
@@ -99,7 +103,7 @@ class TinkerSession:
         sent = SentPass()
         self._sent.append(sent)
         try:
-            self._check()
+            self._check_gradients()
             future = self._client.forward_backward(given.data, given.loss, given.parameters or None)
         except BaseException:
             sent.outcome = Outcome.FAILED
@@ -110,7 +114,7 @@ class TinkerSession:
         try:
             answer = await self._result(future)
             with self._connection.said.reading():
-                result = _read_pass(answer, given)
+                result = await asyncio.to_thread(_read_pass, answer, given)
         except BaseException:
             if sent is not None:
                 sent.outcome = Outcome.FAILED
@@ -121,15 +125,15 @@ class TinkerSession:
 
     def optim_step(self, adam: dict[str, float]) -> Coroutine[Any, Any, Result]:
         """Hands over a step; returns what waits for its result."""
-        self._check()
+        self._check_gradients()
         sent, self._sent = self._sent, []
         if not sent:
             raise FailedPreconditionError(
                 "no gradients: send a forward_backward before this optim_step", reason="NO_GRADIENTS"
             )
-        if any(each.outcome is Outcome.FAILED for each in sent):
-            if len(sent) > 1:
-                self._lost = _half_a_batch("its other gradients can't be dropped")
+        if _failed(sent):
+            if not all(each.outcome is Outcome.FAILED for each in sent):
+                self._stale = _half_a_batch("the gradients beside it can't be dropped")
             raise _invalid_gradients()
         from tinker import types
 
@@ -143,16 +147,22 @@ class TinkerSession:
             self._steps_under_way -= 1
         except KitchenError as error:
             self._steps_under_way -= 1
-            if any(each.outcome is Outcome.FAILED for each in sent):
+            if not is_final_answer(error):
+                raise
+            self._stale = FailedPreconditionError(
+                "Tinker failed at a step, and nobody knows which gradients it has left: load a checkpoint",
+                reason="GRADIENTS_INVALID",
+            )
+            if _failed(sent):
                 raise _invalid_gradients() from None
-            if is_final_answer(error) and any(each.outcome is Outcome.NOT_FINITE for each in sent):
+            if any(each.outcome is Outcome.NOT_FINITE for each in sent):
                 raise FailedPreconditionError(
                     f"the gradients are not finite, the weights stay as they were: look at the loss weights, or lower "
                     f"the learning rate ({error.message})",
                     reason="NUMERIC_ERROR",
                 ) from None
             raise
-        if any(each.outcome is Outcome.FAILED for each in sent):
+        if _failed(sent):
             self._lost = _half_a_batch("the step was taken without it")
             raise _invalid_gradients()
         self.optim_steps += 1
@@ -232,7 +242,7 @@ class TinkerSession:
             self.optim_steps = reference.optim_steps
             result = saved.describe()
         self.weights_version += 1
-        self._sent, self._lost = [], None
+        self._sent, self._lost, self._stale = [], None, None
         return "checkpoint", result
 
     @property
@@ -269,6 +279,11 @@ class TinkerSession:
         if self._lost is not None:
             raise self._lost
 
+    def _check_gradients(self) -> None:
+        self._check()
+        if self._stale is not None:
+            raise self._stale
+
     async def _result(self, future: Any) -> Any:
         if self._lost is not None:
             # Behind a call that Tinker has not got it may wait for ever.
@@ -291,6 +306,10 @@ def _read_pass(answer: Any, given: Pass) -> pb.ForwardResult:
     metrics = {name.replace(":", "_"): value for name, value in figures.items() if name != "loss:sum"}
     outputs = [pb.LossOutput(logprobs=to_tensor(np.asarray(row, dtype=np.float32))) for row in rows]
     return pb.ForwardResult(loss=figures["loss:sum"], outputs=outputs, metrics=metrics)
+
+
+def _failed(sent: list[SentPass]) -> bool:
+    return any(each.outcome is Outcome.FAILED for each in sent)
 
 
 def _invalid_gradients() -> KitchenError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from functools import cache
-from typing import Any
+from typing import Any, TypedDict
 
 import httpx
 
@@ -102,17 +102,36 @@ def _words(response: httpx.Response) -> object:
     return None
 
 
-def open_service(
-    *,
-    base_url: str,
-    api_key: str,
-    project_id: str,
-    user_metadata: dict[str, str],
-    telemetry: bool,
-    transport: PolicyTransport,
-) -> Any:
+class Opening(TypedDict):
+    """Where and as whom the library goes."""
+
+    base_url: str | None
+    api_key: str
+    project_id: str | None
+    user_metadata: dict[str, str]
+
+
+def open_service(opening: Opening, transport: PolicyTransport, *, telemetry: bool) -> Any:
     """The library's ServiceClient with an open session. Blocks: it asks the server. Raises what `translated` knows."""
     import tinker
+
+    service = tinker.ServiceClient(**opening)
+    # The library would make it of its own class when it is first needed.
+    service._session_holder = _holder(transport, telemetry)(**opening)  # pyright: ignore[reportPrivateUsage]
+    return service
+
+
+def open_rest(opening: Opening, transport: PolicyTransport, *, telemetry: bool) -> Any:
+    """The library's RestClient, without a session. Blocks and raises as `open_service` does."""
+    import tinker
+
+    holder = _holder(transport, telemetry)
+    return tinker.RestClient(
+        _holder=holder(base_url=opening["base_url"], api_key=opening["api_key"], _skip_session=True)
+    )
+
+
+def _holder(transport: PolicyTransport, telemetry: bool) -> Any:
     from tinker.lib.internal_client_holder import InternalClientHolder
 
     http = httpx.AsyncClient(transport=transport, follow_redirects=False, timeout=None)
@@ -140,13 +159,4 @@ def open_service(
                 value = None
             self.__dict__["_kept_telemetry"] = value
 
-    service = tinker.ServiceClient(
-        base_url=base_url or None, api_key=api_key, project_id=project_id or None, user_metadata=user_metadata
-    )
-    service._session_holder = Holder(  # pyright: ignore[reportPrivateUsage]
-        user_metadata=user_metadata,
-        project_id=service._project_id,  # pyright: ignore[reportPrivateUsage]
-        base_url=base_url or None,
-        api_key=api_key,
-    )
-    return service
+    return Holder
