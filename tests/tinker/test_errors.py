@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ async def test_a_step_that_was_taken_without_its_pass_ends_the_training(server: 
     saved = await session.save_checkpoint("before", weights_only=True)
     before, server.results = server.count("/retrieve_future"), asyncio.Event()
     # The engine of the test's server has no such loss.
-    inputs = dict.fromkeys(("advantages", "logprobs"), DATA[0].loss_fn_inputs["weights"])
+    inputs: dict[str, Any] = dict.fromkeys(("advantages", "logprobs"), DATA[0].loss_fn_inputs["weights"])
     inputs["target_tokens"] = DATA[0].loss_fn_inputs["target_tokens"]
     data = [datum_pb2.Datum(model_input=DATA[0].model_input, loss_fn_inputs=inputs)]
     await session.enqueue_forward_backward(data, pb.LossFunction(name="ppo"))
