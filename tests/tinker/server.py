@@ -82,6 +82,7 @@ class TinkerServer:
 
     Attributes:
         asked: the requests so far, by the path behind /api/v1.
+        config: what the library is told when it begins.
         results: while it is not set, no result is given.
         paths: the engine's checkpoints by Tinker's paths.
         ttls: what checkpoints were told last, by path.
@@ -99,6 +100,7 @@ class TinkerServer:
         self._futures: dict[str, asyncio.Task[Any]] = {}
         self._models: dict[str, Model] = {}
         self._samplers: dict[str, tuple[str, str]] = {}
+        self.config: dict[str, Any] = {}
         self.asked: list[Asked] = []
         self.paths: dict[str, str] = {}
         self._path_models: dict[str, Model] = {}
@@ -174,7 +176,9 @@ class TinkerServer:
         if self._script[path]:
             return self._script[path].popleft()
         match path.split("/")[1:]:
-            case ["client", "config" | "dynamic_config"]:
+            case ["client", "config"]:
+                return Answer(body=self.config)
+            case ["client", "dynamic_config"]:
                 return Answer()
             case ["session_heartbeat"]:
                 return Answer(body={"type": "session_heartbeat"})

@@ -66,6 +66,37 @@ async def test_a_step_is_handed_over_while_its_passes_are_computed(server: Tinke
     assert (await session.result(taken)).optim_step.optim_steps == 1
 
 
+async def test_a_pass_that_the_library_sends_in_parts_is_the_same(server: TinkerServer, make: Make) -> None:
+    data = [datum(np.arange(size), np.arange(1, size + 1), np.ones(size)) for size in (8, 6, 4, 2, 7)]
+    found = []
+    for config in ({}, {"fwdbwd_max_chunk_len": 2}):
+        server.config = config
+        session = await make(max_sessions=len(config) + 1).session()
+        [sent] = await session.enqueue_forward_backward(data, LOSS)
+        taken = await session.enqueue_optim_step(ADAM)
+        result, norm = (await session.result(sent)).forward, (await session.result(taken)).optim_step.grad_norm
+        rows = [from_tensor(each.logprobs).tolist() for each in result.outputs]
+        found.append([result.loss, norm, result.metrics["tokens_sum"], *(value for row in rows for value in row)])
+        assert [len(row) for row in rows] == [8, 6, 4, 2, 7]
+    # The library sends the first part last.
+    order = [each.body.seq_id for each in server.asked_of("/forward_backward")][1:]
+    assert (sorted(order), order[-1]) == ([1, 2, 3], 1)
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+async def test_a_pass_of_which_a_part_failed_leaves_gradients(server: TinkerServer, make: Make) -> None:
+    server.config = {"fwdbwd_max_chunk_len": 1}
+    session = await make().session()
+    server.will("/retrieve_future", Answer(body={"error": "bad batch", "category": "user"}))
+    [sent] = await session.enqueue_forward_backward(DATA * 2, LOSS)
+    with refused(InvalidArgumentError, "PROVIDER_REFUSED_REQUEST"):
+        await session.result(sent)
+    with refused(FailedPreconditionError, "GRADIENTS_INVALID", says="send the whole step again"):
+        await session.result(await session.enqueue_optim_step(ADAM))
+    with refused(FailedPreconditionError, "GRADIENTS_INVALID", says="load a checkpoint"):
+        await session.result((await session.enqueue_forward_backward(DATA, LOSS))[0])
+
+
 @pytest.mark.parametrize("name", sorted(LOSSES))
 async def test_losses_are_tinker_s_own(name: str, server: TinkerServer, make: Make) -> None:
     session = await make().session()

@@ -45,6 +45,7 @@ class Outcome(enum.Enum):
     DONE = enum.auto()
     NOT_FINITE = enum.auto()
     FAILED = enum.auto()
+    PARTLY_FAILED = enum.auto()
 
 
 @dataclass
@@ -117,11 +118,15 @@ class TinkerSession:
                 result = await asyncio.to_thread(_read_pass, answer, given)
         except BaseException:
             if sent is not None:
-                sent.outcome = Outcome.FAILED
+                sent.outcome = Outcome.FAILED if self._is_one_request(given) else Outcome.PARTLY_FAILED
             raise
         if sent is not None:
             sent.outcome = Outcome.DONE if math.isfinite(result.loss) else Outcome.NOT_FINITE
         return "forward", result
+
+    def _is_one_request(self, given: Pass) -> bool:
+        """Whether the library sends a pass as a whole: of several parts some may get through."""
+        return sum(1 for _ in self._client._chunked_requests_generator(given.data)) == 1
 
     def optim_step(self, adam: dict[str, float]) -> Coroutine[Any, Any, Result]:
         """Hands over a step; returns what waits for its result."""
@@ -309,7 +314,7 @@ def _read_pass(answer: Any, given: Pass) -> pb.ForwardResult:
 
 
 def _failed(sent: list[SentPass]) -> bool:
-    return any(each.outcome is Outcome.FAILED for each in sent)
+    return any(each.outcome in (Outcome.FAILED, Outcome.PARTLY_FAILED) for each in sent)
 
 
 def _invalid_gradients() -> KitchenError:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypedDict
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -19,6 +21,8 @@ _BESIDE = ("/session_heartbeat", "/telemetry", "/finish", "/client/dynamic_confi
 _TRY_AGAIN = 408
 """Of retrieve_future: the result is not there yet."""
 _TIMED_OUT = "PROVIDER_TIMEOUT"
+# They say a line for every request, and for every poll that finds no result yet.
+_TALKATIVE = {"httpx": logging.WARNING, "tinker.lib.api_future_impl": logging.ERROR}
 
 
 class PolicyTransport(httpx.AsyncBaseTransport):
@@ -33,10 +37,14 @@ class PolicyTransport(httpx.AsyncBaseTransport):
         self._policy = policy
         self._timeout = timeout_seconds
         self._clock = clock
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-        self._inner = httpx.AsyncHTTPTransport(verify=_authorities(), limits=limits)
+        self._inner: httpx.AsyncHTTPTransport | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self._inner is None:
+            # All requests go to one address.
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+            proxy = _proxy(request.url)
+            self._inner = httpx.AsyncHTTPTransport(verify=_authorities(), limits=limits, proxy=proxy)
         if request.url.path.endswith(_BESIDE):
             return await self._inner.handle_async_request(request)
         timeout = request.extensions.get("timeout", {})
@@ -45,7 +53,8 @@ class PolicyTransport(httpx.AsyncBaseTransport):
         from tinker._exceptions import _AuthFlowError  # pyright: ignore[reportPrivateUsage]
 
         try:
-            return await retried(lambda: self._attempt(request), self._policy, time_remaining=None, clock=self._clock)
+            attempt = partial(self._attempt, self._inner, request)
+            return await retried(attempt, self._policy, time_remaining=None, clock=self._clock)
         except KitchenError as error:
             if error.reason == _TIMED_OUT:
                 error = self._said.timed_out()
@@ -53,11 +62,12 @@ class PolicyTransport(httpx.AsyncBaseTransport):
             raise _AuthFlowError(error) from None
 
     async def aclose(self) -> None:
-        await self._inner.aclose()
+        if self._inner is not None:
+            await self._inner.aclose()
 
-    async def _attempt(self, request: httpx.Request) -> httpx.Response:
+    async def _attempt(self, inner: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
         try:
-            answer = await self._inner.handle_async_request(request)
+            answer = await inner.handle_async_request(request)
             try:
                 content = b"".join([part async for part in answer.aiter_raw()])
             finally:
@@ -85,8 +95,18 @@ class PolicyTransport(httpx.AsyncBaseTransport):
 
 @cache
 def _authorities() -> ssl.SSLContext:
-    """Whom connections trust. Reading them takes longer than a connection does."""
-    return httpx.create_ssl_context()
+    """Whom connections trust: the machine's authorities too. Reading them takes longer than a connection does."""
+    context = httpx.create_ssl_context()
+    context.load_default_certs()
+    return context
+
+
+def _proxy(url: httpx.URL) -> str | None:
+    """The proxy that the environment names for an address; a transport of one's own is not told."""
+    if proxy_bypass(url.host):
+        return None
+    proxies = getproxies()
+    return proxies.get(url.scheme) or proxies.get("all")
 
 
 def _words(response: httpx.Response) -> object:
@@ -115,6 +135,7 @@ def open_service(opening: Opening, transport: PolicyTransport, *, telemetry: boo
     """The library's ServiceClient with an open session. Blocks: it asks the server. Raises what `translated` knows."""
     import tinker
 
+    _quieten()
     service = tinker.ServiceClient(**opening)
     # The library would make it of its own class when it is first needed.
     service._session_holder = _holder(transport, telemetry)(**opening)  # pyright: ignore[reportPrivateUsage]
@@ -125,10 +146,17 @@ def open_rest(opening: Opening, transport: PolicyTransport, *, telemetry: bool) 
     """The library's RestClient, without a session. Blocks and raises as `open_service` does."""
     import tinker
 
+    _quieten()
     holder = _holder(transport, telemetry)
     return tinker.RestClient(
         _holder=holder(base_url=opening["base_url"], api_key=opening["api_key"], _skip_session=True)
     )
+
+
+def _quieten() -> None:
+    for name, level in _TALKATIVE.items():
+        if logging.getLogger(name).level == logging.NOTSET:
+            logging.getLogger(name).setLevel(level)
 
 
 def _holder(transport: PolicyTransport, telemetry: bool) -> Any:
