@@ -72,6 +72,9 @@ class HttpServer:
                 pass
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client has what it wants
+        except asyncio.CancelledError:
+            # `stop` ends it; the streams' own callback would take it for an error.
+            pass
         finally:
             self._tasks.discard(task)
             writer.close()
