@@ -34,7 +34,7 @@ _TIMES = ("time/", "train/tokens_per_second")
 
 @pytest.fixture
 async def tinker(tmp_path: Path) -> AsyncIterator[TinkerServer]:
-    server = TinkerServer({"tiny/qwen3": Path(builtin_folder("tiny-qwen3-base"))}, tmp_path / "engine")
+    server = TinkerServer({MODEL: Path(builtin_folder("tiny-qwen3-base"))}, tmp_path / "engine")
     await server.start()
     yield server
     await server.stop()
@@ -80,14 +80,9 @@ def evaluations(events: list[event_pb2.RunEvent]) -> list[tuple[dict[str, float]
 async def test_a_run_at_tinker_has_the_numbers_of_one_on_the_torch_engine(tinker: TinkerServer, tmp_path: Path) -> None:
     config = CONFIG | {"dataset": str(write_rows(tmp_path / "rows.jsonl"))}
     expected = await direct_run(tinker, tmp_path / "direct", config)
-    options = {
-        "base_url": tinker.address,
-        "models": {MODEL: {"name": "tiny/qwen3", "folder": builtin_folder("tiny-qwen3-base")}},
-    }
-    adapter = {"adapter": "builtin:tinker", "options": options, "secrets": {"api_key": "PLANTED_KEY"}}
-    manifest = tmp_path / "kitchen.json"
-    manifest.write_text(json.dumps({"profile": "local", "ports": dict.fromkeys(("training", "sampling"), adapter)}))
-    environment = {"PLANTED_KEY": "tml-planted"}
+    manifest = tmp_path / "kitchen.yaml"
+    manifest.write_text("profile: tinker\nports: {hub: 'builtin:local', dataset: 'builtin:local'}\n")
+    environment = {"TINKER_API_KEY": "tml-planted", "TINKER_BASE_URL": tinker.address}
     with serving(tmp_path / "remote", "--manifest", str(manifest), environment=environment) as server:
         async with KitchenClient.connect(server.address) as kitchen:
             events = await paused_run(kitchen, config)
