@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
 import torch
 from google.protobuf import duration_pb2
 from tinker.proto import tinker_public_pb2 as wire
 
 from crucible.port.sampling.v1 import sampling_pb2 as sp
 from crucible.port.training.v1 import training_pb2 as tp
-from crucible.type.v1 import datum_pb2, operation_pb2
+from crucible.type.v1 import operation_pb2
 from crucible_adapters.torch_engine.engine import Engine, EngineOptions
 from crucible_adapters.torch_engine.runtime import configure_torch
 from crucible_adapters.torch_engine.service_sampling import SamplingService
@@ -31,9 +30,10 @@ from crucible_adapters.torch_engine.service_training import TrainingService
 from crucible_kit.channel import ObjectChannel
 from crucible_kit.errors import FailedPreconditionError, KitchenError
 from crucible_kit.ports import PORTS
-from crucible_kit.tensors import from_tensor, pack_tokens, to_tensor, unpack_floats
+from crucible_kit.tensors import pack_tokens
 from crucible_kit.training import check_finished
 from tests.tinker.http import Answer, HttpServer, Request
+from tests.tinker.messages import datum_of, output_of, samples_of
 
 _ENDED = (
     operation_pb2.OPERATION_STATE_SUCCEEDED,
@@ -42,8 +42,6 @@ _ENDED = (
 )
 _WAIT = duration_pb2.Duration(seconds=20)
 _POLL_SECONDS = 20.0
-_TYPES = {wire.DTYPE_FLOAT32: np.float32, wire.DTYPE_INT64: np.int64, wire.DTYPE_INT32: np.int32}
-_STOPPED = {sp.STOP_REASON_STOP: wire.STOP_REASON_STOP, sp.STOP_REASON_LENGTH: wire.STOP_REASON_LENGTH}
 
 
 @dataclass(frozen=True)
@@ -261,10 +259,10 @@ class TinkerServer:
             if body.forward_only
             else (tp.ForwardBackwardRequest, self.training.ForwardBackward)
         )
-        message = kind(**numbered, data=[_datum(each) for each in body.data], loss_fn=loss)
+        message = kind(**numbered, data=[datum_of(each) for each in body.data], loss_fn=loss)
 
         async def run() -> bytes:
-            return _output((await self._result(self.training, call, message)).forward)
+            return output_of((await self._result(self.training, call, message)).forward)
 
         return self._promise(f"{body.model_id}:{body.seq_id}", run(), model_id=body.model_id)
 
@@ -277,7 +275,9 @@ class TinkerServer:
 
         async def run() -> dict[str, Any]:
             step = (await self._result(self.training, self.training.OptimStep, message)).optim_step
-            figures = {"grad_norm": step.grad_norm, "update_norm": step.update_norm}
+            figures = {"update_norm": step.update_norm}
+            if adam.grad_clip_norm:
+                figures["unclipped_grad_l2:mean"] = step.grad_norm
             return {"metrics": figures, "type": "optim_step"}
 
         return self._promise(f"{body['model_id']}:{body['seq_id']}", run(), model_id=body["model_id"])
@@ -384,7 +384,7 @@ class TinkerServer:
         )
 
         async def run() -> bytes:
-            return _samples((await self._result(self.sampling, self.sampling.Sample, message)).sample)
+            return samples_of((await self._result(self.sampling, self.sampling.Sample, message)).sample)
 
         number = f"{body['sampling_session_id']}:{body['seq_id']}"
         ids = [f"{number}:{index}" for index in range(body["num_samples"])]
@@ -428,42 +428,3 @@ class TinkerServer:
             if response.operation.state in _ENDED:
                 check_finished(response.operation)
                 return response
-
-
-def _datum(given: Any) -> datum_pb2.Datum:
-    chunks = [datum_pb2.ModelInputChunk(tokens_int32=each.encoded_text.tokens) for each in given.model_input]
-    inputs = {
-        name: to_tensor(np.frombuffer(each.dense, _TYPES[each.dtype]).reshape(list(each.shape)))
-        for name, each in given.loss_fn_inputs.items()
-    }
-    return datum_pb2.Datum(model_input=datum_pb2.ModelInput(chunks=chunks), loss_fn_inputs=inputs)
-
-
-def _output(result: tp.ForwardResult) -> bytes:
-    rows = [from_tensor(each.logprobs) for each in result.outputs]
-    offsets = np.cumsum([0, *(row.nbytes for row in rows)]).astype(np.int64)
-    output = wire.ForwardBackwardOutput(loss_fn_output_type="TorchLossReturn")
-    record = output.loss_fn_outputs.add(type_tag="ArrayRecord", num_datums=len(rows))
-    record.fields["logprobs"].CopyFrom(
-        wire.BatchedTensor(
-            data=b"".join(row.tobytes() for row in rows), offsets=offsets.tobytes(), dtype=wire.DTYPE_FLOAT32
-        )
-    )
-    output.metrics["loss:sum"] = result.loss
-    output.metrics["tokens:sum"] = result.metrics["tokens"]
-    return output.SerializeToString()
-
-
-def _samples(result: sp.SampleResult) -> bytes:
-    sequences = [
-        wire.SampledSequence(
-            stop_reason=_STOPPED[each.stop_reason], tokens=each.tokens_int32, logprobs=each.logprobs_float32
-        )
-        for each in result.sequences
-    ]
-    answer = wire.SampleResponse(sequences=sequences)
-    if result.HasField("prompt_logprobs_float32"):
-        # The first token has none.
-        scores = np.concatenate([[np.nan], unpack_floats(result.prompt_logprobs_float32)]).astype(np.float32)
-        answer.prompt_logprobs = scores.tobytes()
-    return answer.SerializeToString()

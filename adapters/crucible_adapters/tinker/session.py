@@ -36,6 +36,9 @@ from crucible_kit.errors import FailedPreconditionError, KitchenError
 from crucible_kit.tensors import to_tensor
 
 _NAME_CHARACTERS = 100
+# The first is what the hosted service calls it, the second what servers that speak its form do.
+_GRAD_NORM = ("unclipped_grad_l2:mean", "grad_norm", "grad_norm:mean")
+_UPDATE_NORM = ("update_norm", "update_norm:mean")
 
 
 class Outcome(enum.Enum):
@@ -172,8 +175,8 @@ class TinkerSession:
             raise _invalid_gradients()
         self.optim_steps += 1
         self.weights_version += 1
-        figures = {name.partition(":")[0]: float(value) for name, value in (answer.metrics or {}).items()}
-        norm = figures.pop("grad_norm", math.nan)
+        figures = {name: float(value) for name, value in (answer.metrics or {}).items()}
+        norm = _taken(figures, _GRAD_NORM)
         if math.isinf(norm):
             self._lost = FailedPreconditionError(
                 f"the gradient norm is {norm}, and the weights may have become so: load a checkpoint",
@@ -182,11 +185,11 @@ class TinkerSession:
             raise self._lost
         return "optim_step", pb.OptimStepResult(
             grad_norm=norm,
-            update_norm=figures.pop("update_norm", math.nan),
+            update_norm=_taken(figures, _UPDATE_NORM),
             learning_rate=rate,
             optim_steps=self.optim_steps,
             weights_version=self.weights_version,
-            metrics=figures,
+            metrics=_renamed(figures),
         )
 
     async def save(
@@ -308,9 +311,22 @@ def _read_pass(answer: Any, given: Pass) -> pb.ForwardResult:
     if len(rows) != len(given.data):
         raise ValueError(f"{len(rows)} outputs for {len(given.data)} datums")
     figures = {name: float(value) for name, value in answer.metrics.items()}
-    metrics = {name.replace(":", "_"): value for name, value in figures.items() if name != "loss:sum"}
+    loss = figures.pop("loss:sum")
     outputs = [pb.LossOutput(logprobs=to_tensor(np.asarray(row, dtype=np.float32))) for row in rows]
-    return pb.ForwardResult(loss=figures["loss:sum"], outputs=outputs, metrics=metrics)
+    return pb.ForwardResult(loss=loss, outputs=outputs, metrics=_renamed(figures))
+
+
+def _taken(figures: dict[str, float], names: tuple[str, ...]) -> float:
+    """The first figure of these names, out of the others; NaN: Tinker does not tell it."""
+    for name in names:
+        if name in figures:
+            return figures.pop(name)
+    return math.nan
+
+
+def _renamed(figures: dict[str, float]) -> dict[str, float]:
+    """Figures by names without the colon that Tinker puts before how parts are put together."""
+    return {name.replace(":", "_"): value for name, value in figures.items()}
 
 
 def _failed(sent: list[SentPass]) -> bool:
