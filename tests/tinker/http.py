@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,3 +101,55 @@ class HttpServer:
         writer.write(("\r\n".join(lines) + "\r\n\r\n").encode() + body)
         await writer.drain()
         return not answer.is_cut
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that came.
+
+    Attributes:
+        path: behind /api/v1.
+        body: JSON, or the message of a pass.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: Any
+
+
+class Scripted:
+    """Keeps what came, and what is to be answered in place of the usual.
+
+    Attributes:
+        asked: the requests so far.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        self._script: defaultdict[str, deque[Answer]] = defaultdict(deque)
+        self._came = asyncio.Condition()
+
+    def will(self, path: str, *answers: Answer) -> None:
+        """Answers so to the next requests of a path, such as /optim_step."""
+        self._script[path].extend(answers)
+
+    def count(self, path: str) -> int:
+        """Requests of a path so far."""
+        return len(self.asked_of(path))
+
+    def asked_of(self, path: str) -> list[Asked]:
+        """Requests of a path so far."""
+        return [each for each in self.asked if each.path == path]
+
+    async def has_come(self, path: str, count: int = 1) -> None:
+        """Waits for so many requests of a path."""
+        async with self._came:
+            await self._came.wait_for(lambda: self.count(path) >= count)
+
+    async def _note(self, asked: Asked) -> Answer | None:
+        """Keeps a request; what was written down for it, if anything."""
+        self.asked.append(asked)
+        async with self._came:
+            self._came.notify_all()
+        return self._script[asked.path].popleft() if self._script[asked.path] else None

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from crucible_kit.errors import FailedPreconditionError, KitchenError
 from crucible_kit.ports import PORTS
 from crucible_kit.tensors import pack_tokens
 from crucible_kit.training import check_finished
-from tests.tinker.http import Answer, HttpServer, Request
+from tests.tinker.http import Answer, Asked, HttpServer, Request, Scripted
 from tests.tinker.messages import datum_of, output_of, samples_of
 
 _ENDED = (
@@ -42,21 +41,6 @@ _ENDED = (
 )
 _WAIT = duration_pb2.Duration(seconds=20)
 _POLL_SECONDS = 20.0
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A request that came.
-
-    Attributes:
-        path: behind /api/v1.
-        body: JSON, or the message of a pass.
-    """
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: Any
 
 
 @dataclass
@@ -70,7 +54,7 @@ class Model:
     offset: int = 0
 
 
-class TinkerServer:
+class TinkerServer(Scripted):
     """The server.
 
     Args:
@@ -79,7 +63,6 @@ class TinkerServer:
         threads: torch's; results depend on how many there are.
 
     Attributes:
-        asked: the requests so far, by the path behind /api/v1.
         config: what the library is told when it begins.
         results: while it is not set, no result is given.
         paths: the engine's checkpoints by Tinker's paths.
@@ -87,6 +70,7 @@ class TinkerServer:
     """
 
     def __init__(self, models: Mapping[str, Path], work_dir: Path, *, threads: int = 1) -> None:
+        super().__init__()
         self._threads_before = torch.get_num_threads()
         configure_torch(threads)
         self._folders = dict(models)
@@ -94,12 +78,10 @@ class TinkerServer:
         services = {"training": TrainingService(self._engine), "sampling": SamplingService(self._engine)}
         channel = ObjectChannel({PORTS[port].service.full_name: each for port, each in services.items()})
         self.training, self.sampling = (PORTS[port].stub(channel) for port in services)
-        self._script: defaultdict[str, deque[Answer]] = defaultdict(deque)
         self._futures: dict[str, asyncio.Task[Any]] = {}
         self._models: dict[str, Model] = {}
         self._samplers: dict[str, tuple[str, str]] = {}
         self.config: dict[str, Any] = {}
-        self.asked: list[Asked] = []
         self.paths: dict[str, str] = {}
         self._path_models: dict[str, Model] = {}
         self.ttls: dict[str, int | None] = {}
@@ -118,7 +100,6 @@ class TinkerServer:
             "asample": self._asample,
             "retrieve_future": self._retrieve_future,
         }
-        self._came = asyncio.Condition()
         self.results = asyncio.Event()
         self.results.set()
 
@@ -131,23 +112,6 @@ class TinkerServer:
     def open_models(self) -> list[str]:
         """Models whose session has not ended."""
         return sorted(self._models)
-
-    def will(self, path: str, *answers: Answer) -> None:
-        """Answers so to the next requests of a path, such as /optim_step."""
-        self._script[path].extend(answers)
-
-    def count(self, path: str) -> int:
-        """Requests of a path so far."""
-        return len(self.asked_of(path))
-
-    def asked_of(self, path: str) -> list[Asked]:
-        """Requests of a path so far."""
-        return [each for each in self.asked if each.path == path]
-
-    async def has_come(self, path: str, count: int = 1) -> None:
-        """Waits for so many requests of a path."""
-        async with self._came:
-            await self._came.wait_for(lambda: self.count(path) >= count)
 
     async def start(self) -> None:
         await self._http.start()
@@ -168,11 +132,9 @@ class TinkerServer:
             body = wire.ForwardBackwardRequest.FromString(request.data)
         elif request.data:
             body = json.loads(request.data)
-        self.asked.append(Asked(request.method, path, request.headers, body))
-        async with self._came:
-            self._came.notify_all()
-        if self._script[path]:
-            return self._script[path].popleft()
+        scripted = await self._note(Asked(request.method, path, request.headers, body))
+        if scripted is not None:
+            return scripted
         match path.split("/")[1:]:
             case ["client", "config"]:
                 return Answer(body=self.config)
