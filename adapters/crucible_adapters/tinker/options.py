@@ -46,7 +46,11 @@ class TinkerOptions(AdapterOptions):
         description="Base models by the name that requests use. Others go to Tinker under that name.",
     )
     timeout_seconds: float = Field(
-        default=60.0, gt=0, le=3600, description="Longest wait for a connection, and for the next bytes of an answer."
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="Longest wait for a connection, and for the next bytes of an answer; polls for results get 45 s at "
+        "least.",
     )
     result_seconds: float = Field(
         default=3600.0, gt=0, le=86400, description="Longest wait for the result of one call, Tinker's queue included."

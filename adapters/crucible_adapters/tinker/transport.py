@@ -18,8 +18,11 @@ from crucible_kit.errors import KitchenError, UnavailableError
 _CONNECT_SECONDS = 10.0
 # What goes on beside the calls: the library deals with failures of it, and nobody waits for it.
 _BESIDE = ("/session_heartbeat", "/telemetry", "/finish", "/client/dynamic_config", "/cancel_future")
+_POLL = "/retrieve_future"
+# The server may hold a poll for 30 s.
+_POLL_SECONDS = 45.0
 _TRY_AGAIN = 408
-"""Of retrieve_future: the result is not there yet."""
+"""Of a poll: the result is not there yet."""
 _TIMED_OUT = "PROVIDER_TIMEOUT"
 # They say a line for every request, and for every poll that finds no result yet.
 _TALKATIVE = {"httpx": logging.WARNING, "tinker.lib.api_future_impl": logging.ERROR}
@@ -47,9 +50,11 @@ class PolicyTransport(httpx.AsyncBaseTransport):
             self._inner = httpx.AsyncHTTPTransport(verify=_authorities(), limits=limits, proxy=proxy)
         if request.url.path.endswith(_BESIDE):
             return await self._inner.handle_async_request(request)
+        polls = request.url.path.endswith(_POLL)
+        seconds = max(self._timeout, _POLL_SECONDS) if polls else self._timeout
         timeout = request.extensions.get("timeout", {})
         connect = min(_CONNECT_SECONDS, self._timeout)
-        request.extensions["timeout"] = {**dict.fromkeys(timeout, self._timeout), "connect": connect}
+        request.extensions["timeout"] = {**dict.fromkeys(timeout, seconds), "connect": connect}
         from tinker._exceptions import _AuthFlowError  # pyright: ignore[reportPrivateUsage]
 
         try:
@@ -85,7 +90,7 @@ class PolicyTransport(httpx.AsyncBaseTransport):
                 f"can't be reached, or broke the connection ({type(error).__name__})"
             ) from None
         status = response.status_code
-        waiting = status == _TRY_AGAIN and request.url.path.endswith("/retrieve_future")
+        waiting = status == _TRY_AGAIN and request.url.path.endswith(_POLL)
         if 200 <= status < 300 or waiting:
             return response
         raise by_status(
