@@ -16,6 +16,7 @@ from crucible_adapters.fakes.toy import operations as fake_operations
 from crucible_adapters.huggingface.options import HuggingFaceOptions, library_environment
 from crucible_adapters.huggingface.process import Calls
 from crucible_kit.adapter import AdapterContext
+from crucible_kit.conformance import requirements_of
 from tests.conformance.bindings import Capabilities, Servicers
 from tests.embedding import provider as embedding_provider
 from tests.embedding.wires import WIRES as EMBEDDING_WIRES
@@ -25,6 +26,7 @@ from tests.hub.forking import forking, started
 from tests.llm.environment import without_settings
 from tests.llm.model import ModelServer
 from tests.llm.wires import MODEL, WIRES
+from tests.python_bridge.conftest import toy_options
 from tests.stalls import count_running_time
 
 HUB_TOKEN = "hf_conformance"
@@ -174,6 +176,16 @@ async def embedding(kind: Any, request: pytest.FixtureRequest) -> AsyncIterator[
 
 
 @asynccontextmanager
+async def python_workers(kind: Any, request: pytest.FixtureRequest) -> AsyncIterator[Made]:
+    """With the manifest of a toy: those of real libraries name nothing that echoes."""
+    adapter = kind(toy_options(), AdapterContext(data_dir=request.getfixturevalue("tmp_path")))
+    try:
+        yield Made({"python_bridge": adapter}, {"python_bridge": kind.description.capabilities})
+    finally:
+        await adapter.close()
+
+
+@asynccontextmanager
 async def torch_engine(kind: Any, request: pytest.FixtureRequest) -> AsyncIterator[Made]:
     """The engine of the process that the entry point names, without the process."""
     from crucible_adapters.torch_engine import operations
@@ -200,6 +212,9 @@ async def torch_engine(kind: Any, request: pytest.FixtureRequest) -> AsyncIterat
 
 _OBJECT = "object"
 _TORCH = ("torch", "transformers")
+_PYTHON_BRIDGE = tuple(
+    each.id for each in requirements_of("python_bridge") if each.port == "python_bridge" and each.id != "PYB-RESTART-01"
+)
 OPENINGS: dict[str, Opening] = {
     "blob.local": Opening(open=in_process()),
     "dataset.local": Opening(open=in_process()),
@@ -213,6 +228,8 @@ OPENINGS: dict[str, Opening] = {
     "llm.google_genai": Opening(open=llm),
     "llm.openai": Opening(open=llm),
     "metrics.sqlite": Opening(open=in_process()),
+    # Of its own port all but what needs a process to end.
+    "python_bridge.workers": Opening(open=python_workers, passed=_PYTHON_BRIDGE),
     "registry.sqlite": Opening(open=in_process()),
     "sampling.torch": Opening(open=torch_engine, needs=_TORCH),
     "tokenizer.tokenizers": Opening(open=in_process()),
