@@ -14,7 +14,8 @@ os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]  # the extra bench has it
+from trl.trainer.sft_config import SFTConfig  # pyright: ignore[reportMissingImports]  # the extra bench has it
+from trl.trainer.sft_trainer import SFTTrainer  # pyright: ignore[reportMissingImports]
 
 from benchmarks.bare_loop import lora_config, parse_arguments
 from benchmarks.worker import Commands

@@ -72,7 +72,8 @@ def adamw_step(
                 state.exp_avg_sq[name] = torch.zeros_like(weight)
         grads = [_gradient(parameters[name]) for name in names]
         if clip is not None:
-            torch._foreach_mul_(grads, clip)
+            for grad in grads:
+                grad.mul_(clip)
         before = [weight.clone() for weight in weights]
         adamw(
             weights,
@@ -90,9 +91,8 @@ def adamw_step(
             eps=options.eps,
             maximize=False,
         )
-        torch._foreach_sub_(before, weights)
-        changes += torch._foreach_norm(before)
-        for name, weight in zip(names, weights, strict=True):
+        for name, weight, old in zip(names, weights, before, strict=True):
+            changes.append(torch.linalg.vector_norm(old.sub_(weight)))
             if weight is not parameters[name]:
                 parameters[name].copy_(weight)
     state.step += 1
