@@ -38,7 +38,9 @@ class PythonBridgeServiceStub(object):
     - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module) and `exception_message` (its first 256 characters); the error's own
     message ends with the traceback, of which at most the last 1,500 characters are kept.
     - DEADLINE_EXCEEDED CALL_TIMEOUT: the call was stopped. Where that ends the process it ran in, the session's references are gone: REF_NOT_FOUND from then on.
-    - RESOURCE_EXHAUSTED MEMORY_LIMIT: as CALL_TIMEOUT.
+    - RESOURCE_EXHAUSTED MEMORY_LIMIT: as CALL_TIMEOUT. FAILED_PRECONDITION WORKER_DIED: the process ended otherwise in the middle of the call, with the same consequence.
+    - RESOURCE_EXHAUSTED QUEUE_FULL with RetryInfo: more calls wait than the adapter lets. RESOURCE_EXHAUSTED TOO_MANY_OBJECTS: the session holds as many references as it may.
+    - UNAVAILABLE WORKERS_UNAVAILABLE and FAILED_PRECONDITION WORKER_NOT_STARTED: an adapter that runs calls in processes can't start one; nothing has run.
     - NOT_FOUND REF_NOT_FOUND: never given out, released, or lost. PERMISSION_DENIED REF_OF_OTHER_SESSION.
     - NOT_FOUND SESSION_NOT_FOUND: never opened, or closed. FAILED_PRECONDITION SESSION_EXPIRED: its lease ran out.
     - FAILED_PRECONDITION RESULT_NOT_SERIALISABLE: a result that is no Value: ask for a reference. RESOURCE_EXHAUSTED RESULT_TOO_LARGE: over the adapter's limit.
@@ -105,7 +107,9 @@ class PythonBridgeServiceServicer(object):
     - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module) and `exception_message` (its first 256 characters); the error's own
     message ends with the traceback, of which at most the last 1,500 characters are kept.
     - DEADLINE_EXCEEDED CALL_TIMEOUT: the call was stopped. Where that ends the process it ran in, the session's references are gone: REF_NOT_FOUND from then on.
-    - RESOURCE_EXHAUSTED MEMORY_LIMIT: as CALL_TIMEOUT.
+    - RESOURCE_EXHAUSTED MEMORY_LIMIT: as CALL_TIMEOUT. FAILED_PRECONDITION WORKER_DIED: the process ended otherwise in the middle of the call, with the same consequence.
+    - RESOURCE_EXHAUSTED QUEUE_FULL with RetryInfo: more calls wait than the adapter lets. RESOURCE_EXHAUSTED TOO_MANY_OBJECTS: the session holds as many references as it may.
+    - UNAVAILABLE WORKERS_UNAVAILABLE and FAILED_PRECONDITION WORKER_NOT_STARTED: an adapter that runs calls in processes can't start one; nothing has run.
     - NOT_FOUND REF_NOT_FOUND: never given out, released, or lost. PERMISSION_DENIED REF_OF_OTHER_SESSION.
     - NOT_FOUND SESSION_NOT_FOUND: never opened, or closed. FAILED_PRECONDITION SESSION_EXPIRED: its lease ran out.
     - FAILED_PRECONDITION RESULT_NOT_SERIALISABLE: a result that is no Value: ask for a reference. RESOURCE_EXHAUSTED RESULT_TOO_LARGE: over the adapter's limit.
@@ -235,7 +239,9 @@ class PythonBridgeService(object):
     - FAILED_PRECONDITION PYTHON_EXCEPTION: the call raised; metadata `exception_class` (with its module) and `exception_message` (its first 256 characters); the error's own
     message ends with the traceback, of which at most the last 1,500 characters are kept.
     - DEADLINE_EXCEEDED CALL_TIMEOUT: the call was stopped. Where that ends the process it ran in, the session's references are gone: REF_NOT_FOUND from then on.
-    - RESOURCE_EXHAUSTED MEMORY_LIMIT: as CALL_TIMEOUT.
+    - RESOURCE_EXHAUSTED MEMORY_LIMIT: as CALL_TIMEOUT. FAILED_PRECONDITION WORKER_DIED: the process ended otherwise in the middle of the call, with the same consequence.
+    - RESOURCE_EXHAUSTED QUEUE_FULL with RetryInfo: more calls wait than the adapter lets. RESOURCE_EXHAUSTED TOO_MANY_OBJECTS: the session holds as many references as it may.
+    - UNAVAILABLE WORKERS_UNAVAILABLE and FAILED_PRECONDITION WORKER_NOT_STARTED: an adapter that runs calls in processes can't start one; nothing has run.
     - NOT_FOUND REF_NOT_FOUND: never given out, released, or lost. PERMISSION_DENIED REF_OF_OTHER_SESSION.
     - NOT_FOUND SESSION_NOT_FOUND: never opened, or closed. FAILED_PRECONDITION SESSION_EXPIRED: its lease ran out.
     - FAILED_PRECONDITION RESULT_NOT_SERIALISABLE: a result that is no Value: ask for a reference. RESOURCE_EXHAUSTED RESULT_TOO_LARGE: over the adapter's limit.
