@@ -61,6 +61,9 @@ CAPABILITIES: dict[str, Capability] = {
         port="training", meaning="`base_model` may be an absolute folder in transformers' format."
     ),
     "training.lora": Capability(port="training", meaning="Sessions with `lora` train an adapter."),
+    "training.lora_modules": Capability(
+        port="training", meaning="`lora` may have an `alpha` other than the rank, and `target_modules`."
+    ),
 }
 """Every capability that the contract knows. An adapter may declare others; nobody reads them."""
 

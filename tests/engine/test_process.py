@@ -56,7 +56,13 @@ async def test_child_serves_and_ends_when_stdin_closes(socket: Path, tiny_folder
         assert info.name == "torch-engine"
         assert {port.service.rsplit(".", 1)[1]: list(port.capabilities) for port in info.ports} == {
             "SamplingService": ["sampling.follow"],
-            "TrainingService": ["training.checkpoint_files", "training.full", "training.local_model", "training.lora"],
+            "TrainingService": [
+                "training.checkpoint_files",
+                "training.full",
+                "training.local_model",
+                "training.lora",
+                "training.lora_modules",
+            ],
         }
         probe = await adapter.Probe(adapter_pb2.ProbeRequest())
         assert probe.state == adapter_pb2.ProbeResponse.STATE_READY

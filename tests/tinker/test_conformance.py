@@ -1,4 +1,4 @@
-"""The adapter keeps the contracts of training and sampling, but for what Tinker lacks."""
+"""The adapter keeps the contracts of training and sampling."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from tests.tinker.server import TinkerServer
 
 # Longer than a machine stands still.
 _HELD_SECONDS = 6.0
-# A scale other than the rank, and single matrices.
-_LACKING = {"training": {"TRN-LORA-01"}, "sampling": set()}
 _BINDING = {"training": "object", "sampling": "unix socket"}
 # What the kit does for every port alike is shown on one of them.
 _ONLY = {"training": ("TRN",), "sampling": ()}
@@ -38,12 +36,12 @@ async def test_the_suites_pass(
     servicers = {each.description.port: each for each in made}
     capabilities = {port: each.description.capabilities for port, each in servicers.items()}
     try:
-        for port, lacking in _LACKING.items():
-            async with BINDINGS[_BINDING[port]](servicers, capabilities) as channel:
+        for port, binding in _BINDING.items():
+            async with BINDINGS[binding](servicers, capabilities) as channel:
                 settings = settings_of(port, {"largest_message_bytes": 1024 * 1024})
                 report = await run_suite(channel, port, settings, only=_ONLY[port])
                 failed = [each for each in report.results if each.verdict is Verdict.FAILED]
-                assert {each.requirement.id for each in failed} == lacking, [each.problem for each in failed]
+                assert not failed, {each.requirement.id: each.problem for each in failed}
                 assert len(report.ids(Verdict.PASSED)) > len(report.results) * 0.8
         assert not server.open_models, "models that closed sessions left at Tinker"
     finally:

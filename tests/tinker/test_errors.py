@@ -23,6 +23,7 @@ from crucible_kit.errors import (
     ResourceExhaustedError,
     UnauthenticatedError,
     UnavailableError,
+    UnimplementedError,
 )
 from crucible_kit.training import TrainingSession
 from crucible_kitchen.ports.sampling import SamplingSession
@@ -230,7 +231,7 @@ async def test_what_is_not_there_is_not_found(server: TinkerServer, make: Make) 
 async def test_an_adapter_that_tinker_can_t_train_is_refused(
     lora: pb.LoraConfig, field: str, server: TinkerServer, make: Make
 ) -> None:
-    with refused(InvalidArgumentError, "FIELD_INVALID", field=field):
+    with refused(UnimplementedError, "CAPABILITY_MISSING", says=field):
         await make().session(lora=lora)
     assert not server.asked
 

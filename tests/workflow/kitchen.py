@@ -36,7 +36,12 @@ ADAPTERS: tuple[Any, ...] = (
     SqliteModelRegistry,
     TokenizersFolder,
 )
-TRAINING = frozenset({"training.lora", "training.full", "training.local_model", "training.checkpoint_files"})
+TRAINING = frozenset(
+    {
+        *("training.lora", "training.lora_modules", "training.full"),
+        *("training.local_model", "training.checkpoint_files"),
+    }
+)
 STOPPED = frozenset(
     {
         event_pb2.RUN_STATE_COMPLETED,

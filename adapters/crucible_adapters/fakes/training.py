@@ -46,7 +46,7 @@ class FakeTraining(training_pb2_grpc.TrainingServiceServicer):
     description = AdapterDescription(
         name="fake-training",
         port="training",
-        capabilities=("training.checkpoint_files", "training.full", "training.lora"),
+        capabilities=("training.checkpoint_files", "training.full", "training.lora", "training.lora_modules"),
         options=ToyOptions,
     )
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from crucible.port.training.v1 import training_pb2
 from crucible_adapters.tinker.options import TinkerModel
-from crucible_kit.errors import field_error
+from crucible_kit.errors import capability_missing, field_error
 
 UNKNOWN = 2**31 - 1
 """In place of a size that is not known: what is below it goes to Tinker, which refuses what its model does not take."""
+_MODULES = "training.lora_modules"
 _GROUPS = ("train_attention", "train_mlp", "train_unembedding")
 
 
@@ -58,13 +59,14 @@ class Lora:
 
 
 def parse_lora(config: training_pb2.LoraConfig) -> Lora:
-    """The adapter to train."""
+    """The adapter to train. Raises CAPABILITY_MISSING, FIELD_INVALID."""
     if config.target_modules:
-        raise field_error("lora.target_modules", "is set, but Tinker adapts groups of matrices: leave it out")
+        raise capability_missing("training", _MODULES, "leave lora.target_modules out, Tinker has groups")
     if config.HasField("alpha") and config.alpha != config.rank:
-        raise field_error(
-            "lora.alpha",
-            f"is {config.alpha:g}, but Tinker sets the scale of an adapter itself: leave it out, or give the rank",
+        raise capability_missing(
+            "training",
+            _MODULES,
+            f"lora.alpha is {config.alpha:g}, but Tinker sets an adapter's scale itself: leave it out or give the rank",
         )
     groups = {
         "train_attention": config.train_attention or not config.HasField("train_attention"),

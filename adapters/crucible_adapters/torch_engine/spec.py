@@ -54,7 +54,10 @@ TORCH_ENGINE = ProcessAdapter(
         "TOKENIZERS_PARALLELISM": "false",
     },
     capabilities={
-        "training": ("training.checkpoint_files", "training.full", "training.local_model", "training.lora"),
+        "training": (
+            *("training.checkpoint_files", "training.full", "training.local_model"),
+            *("training.lora", "training.lora_modules"),
+        ),
         "sampling": ("sampling.follow",),
     },
 )

@@ -29,8 +29,22 @@ async def _described(context: Training) -> None:
     lora = session.created.lora
     check_equal(lora.rank, 2, "lora.rank")
     check_equal((lora.HasField("alpha"), lora.alpha), (True, 2.0), "lora.alpha, where none was given")
+    if not lora.target_modules and "training.lora_modules" not in context.capabilities:
+        check(all(lora.HasField(name) for name in _GROUPS), "the groups, in place of target_modules", lora)
+        return
     check(len(lora.target_modules) > 0, "lora.target_modules", "none")
     check_equal([name for name in _GROUPS if lora.HasField(name)], [], "groups in the description")
+
+
+@SUITE.requirement(
+    "TRN-LORA-06",
+    "An adapter's alpha and target_modules MUST be those that were asked for.",
+    quote="The matrices to adapt by the last part of their names, such as q_proj",
+    capability="training.lora_modules",
+)
+async def _alpha_and_modules(context: Training) -> None:
+    session = await open_session(context, lora=pb.LoraConfig(rank=2))
+    lora = session.created.lora
     one = list(lora.target_modules[:1])
     chosen = await open_session(context, lora=pb.LoraConfig(rank=3, alpha=6.0, target_modules=one))
     got = (chosen.created.lora.rank, chosen.created.lora.alpha, list(chosen.created.lora.target_modules))
@@ -93,3 +107,21 @@ async def _seeds(context: Training) -> None:
 async def _no_lora(context: Training) -> None:
     call = context.stub.CreateTrainingSession(create_request(context, lora=pb.LoraConfig(rank=2)))
     await check_refused(call, "UNIMPLEMENTED", "CAPABILITY_MISSING", what="a session with lora")
+
+
+@SUITE.requirement(
+    "TRN-LORA-07",
+    "An alpha other than the rank, and target_modules, MUST be UNIMPLEMENTED CAPABILITY_MISSING where "
+    "training.lora_modules is not declared.",
+    quote="Another than the rank needs `training.lora_modules`.",
+    capability="training.lora",
+    without="training.lora_modules",
+)
+async def _no_alpha_and_modules(context: Training) -> None:
+    asked = {
+        "an alpha other than the rank": pb.LoraConfig(rank=2, alpha=6.0),
+        "target_modules": pb.LoraConfig(rank=2, target_modules=["q_proj"]),
+    }
+    for what, lora in asked.items():
+        call = context.stub.CreateTrainingSession(create_request(context, lora=lora))
+        await check_refused(call, "UNIMPLEMENTED", "CAPABILITY_MISSING", what=f"a session with {what}")

@@ -38,6 +38,11 @@ class LoraOptions(StageOptions):
         """The scale's numerator."""
         return self.lora_alpha or float(self.lora_rank)
 
+    @property
+    def needs_lora_modules(self) -> bool:
+        """Whether the adapter has a scale or matrices of its own choice."""
+        return bool(self.lora_rank) and (self.alpha != self.lora_rank or bool(self.lora_target_modules))
+
     def to_proto(self) -> training_pb2.LoraConfig | None:
         """The adapter to ask for; None when every weight is trained."""
         if not self.lora_rank:

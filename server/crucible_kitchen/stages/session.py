@@ -27,6 +27,7 @@ from crucible_kitchen.workflows.context import Ports, StageContext, SubmitContex
 from crucible_kitchen.workflows.stage import Kind, Output, PortUse, Stage, StageOptions
 
 _FIND_SECONDS = 120.0
+_LORA_MODULES = "training.lora_modules"
 
 
 class BaseModelOptions(StageOptions):
@@ -129,6 +130,8 @@ class StartSession(Stage):
         fix = "set lora_rank=0 to train every weight" if options.lora_rank else "set lora_rank to train a LoRA adapter"
         if needed not in await context.ports.capabilities("training"):
             raise capability_missing("training", needed, fix)
+        if options.needs_lora_modules and _LORA_MODULES not in await context.ports.capabilities("training"):
+            raise capability_missing("training", _LORA_MODULES, "leave lora_alpha and lora_target_modules out")
         if "training.local_model" in await context.ports.capabilities("training"):
             await find_model(context.ports, options.model, key="model")
         if options.start_from:
