@@ -165,7 +165,11 @@ def _wire_status(error: KitchenError) -> Any:
 
 
 async def _abort(context: Any, method: str, error: BaseException) -> None:
-    """Ends the call with the error's status. Returns only when the call needs no status: it ended already."""
+    """Ends the call with the error's status. Returns only when the call needs no status: it ended already.
+
+    Raises:
+        CancelledError: the caller left while it was told, which is how a call that it leaves ends.
+    """
     if isinstance(error, grpc.aio.AbortError | grpc.aio.UsageError):
         return
     if isinstance(error, asyncio.CancelledError):
@@ -175,4 +179,7 @@ async def _abort(context: Any, method: str, error: BaseException) -> None:
         error = interrupted(method)
     elif not isinstance(error, KitchenError):
         error = hidden(method, error)
-    await context.abort_with_status(_wire_status(error))
+    try:
+        await context.abort_with_status(_wire_status(error))
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None

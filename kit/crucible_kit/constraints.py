@@ -38,6 +38,8 @@ _FORMATS = {
         "must be a URI with a scheme, such as blob://bucket/key",
     ),
 }
+# JSON as messages: nothing is asked of it but that it is JSON.
+_JSON = frozenset({"google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue"})
 _NUMBERS = {
     FieldDescriptor.CPPTYPE_INT32,
     FieldDescriptor.CPPTYPE_INT64,
@@ -155,7 +157,10 @@ def _children(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[M
 @cache
 def _message_check(descriptor: Descriptor) -> MessageCheck:
     """Compiles a message's options, its children's too, into one function. Recursive messages compile lazily."""
-    checks = [check for field in descriptor.fields for check in _field_checks(field)]
+    if descriptor.full_name in _JSON:
+        checks = [_json_number] if descriptor.full_name == "google.protobuf.Value" else []
+    else:
+        checks = [check for field in descriptor.fields for check in _field_checks(field)]
     nested = [(field, _item_limit(field)) for field in descriptor.fields if _has_checked_children(field)]
 
     def check(message: Message, path: str, out: Findings) -> None:
@@ -197,7 +202,7 @@ def _has_checked_children(field: FieldDescriptor) -> bool:
     target = field.message_type
     if target is not None and _is_map(field):
         target = _map_value(field).message_type
-    return target is not None and target.full_name.startswith("crucible.")
+    return target is not None and (target.full_name.startswith("crucible.") or target.full_name in _JSON)
 
 
 def field_rule(field: FieldDescriptor) -> constraints_pb2.FieldConstraints:
@@ -221,6 +226,14 @@ def _field_checks(field: FieldDescriptor) -> list[MessageCheck]:
     if value_check is not None:
         checks.append(_each_value(field, value_check))
     return checks
+
+
+def _json_number(message: Any, path: str, out: Findings) -> None:
+    """A google.protobuf.Value holds any double, but JSON has neither NaN nor infinities: no adapter could read it."""
+    if not math.isfinite(message.number_value):
+        out.append(
+            FieldViolation(f"{path}number_value", f"is {message.number_value}; JSON has no such number: send a text")
+        )
 
 
 def _required(field: FieldDescriptor) -> MessageCheck:

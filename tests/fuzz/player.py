@@ -35,6 +35,8 @@ _TRANSPORT = (
 )
 # A hub that can't be reached is no defect of the server.
 _MAY_BE_UNAVAILABLE = frozenset({"HUB_UNREACHABLE"})
+# gRPC's core may drop the status of a call that its server ends while the client still writes.
+_MAY_BE_CUT_OFF = "CONNECTION_LOST"
 
 
 @dataclass
@@ -202,11 +204,16 @@ def judge(outcome: Outcome) -> list[Problem]:
         found.append(_problem(outcome, f"ended with {code.name}"))
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         found.append(_problem(outcome, f"hung: no answer in {DEADLINE_SECONDS:g} s"))
-    elif code is grpc.StatusCode.UNAVAILABLE and outcome.reason not in _MAY_BE_UNAVAILABLE:
+    elif code is grpc.StatusCode.UNAVAILABLE and not _may_be_unavailable(outcome):
         found.append(_problem(outcome, "ended with UNAVAILABLE"))
     if call.method.ours and not found:
         found += _judge_details(outcome)
     return found
+
+
+def _may_be_unavailable(outcome: Outcome) -> bool:
+    cut_off = outcome.reason == _MAY_BE_CUT_OFF and len(outcome.requests) > 1
+    return outcome.reason in _MAY_BE_UNAVAILABLE or cut_off
 
 
 def _judge_responses(outcome: Outcome) -> list[Problem]:

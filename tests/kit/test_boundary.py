@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -233,3 +234,24 @@ async def test_the_largest_error_arrives_whole_enough() -> None:
     async with served(Verbose()) as channel:
         for _ in range(20):  # between the soft and the hard limit it drops some by chance
             assert (await refused(stat(channel)(stat_request("k"))))[1] == "LONG_STORY"
+
+
+async def test_a_caller_that_leaves_while_it_is_refused_ends_the_call_as_one_that_leaves() -> None:
+    """gRPC's core then fails to send the status; raised on, that would be an error in the server's log."""
+
+    class Left:
+        def time_remaining(self) -> float:
+            return 1.0
+
+        async def abort_with_status(self, status: Any) -> None:
+            raise grpc.aio.InternalError('Failed "execute_batch"')
+
+    async def continuation(details: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(
+            ScriptedBlobs().StatBlob, request_deserializer=blob_pb2.StatBlobRequest.FromString
+        )
+
+    details = SimpleNamespace(method=f"/{SERVICE}/StatBlob", invocation_metadata=())
+    handler = await BoundaryInterceptor().intercept_service(continuation, details)
+    with pytest.raises(asyncio.CancelledError):
+        await handler.unary_unary(stat_request(""), Left())

@@ -211,3 +211,14 @@ def test_a_message_of_too_many_messages_is_refused(monkeypatch: pytest.MonkeyPat
     with pytest.raises(InvalidArgumentError, match="more than 20 messages") as caught:
         check_message(request)
     assert caught.value.reason == "MESSAGE_TOO_COMPLEX"
+
+
+def test_json_has_no_numbers_that_are_none() -> None:
+    request = run_pb2.CreateRunRequest(recipe="sl_basic")
+    request.config.update({"a": 1.5, "long": "x" * 5000, "list": [{"deep": math.nan}, math.inf]})
+    assert violations(request) == {
+        "config.fields['list'].list_value.values[0].struct_value.fields['deep'].number_value": (
+            "is nan; JSON has no such number: send a text"
+        ),
+        "config.fields['list'].list_value.values[1].number_value": "is inf; JSON has no such number: send a text",
+    }

@@ -20,6 +20,8 @@ const FORMATS = {
   FORMAT_SHA256: [/^[0-9a-f]{64}$/, 'must be 64 lower-case hex digits'],
   FORMAT_URI: [/^[a-z][a-z0-9+.-]*:\S+$/, 'must be a URI with a scheme, such as blob://bucket/key'],
 };
+// JSON as messages: nothing is asked of it but that it is JSON.
+const JSON_TYPES = ['.google.protobuf.Struct', '.google.protobuf.Value', '.google.protobuf.ListValue'];
 const INTEGERS_AND_FLOATS = /^(u?int|s?fixed|sint)(32|64)$|^(float|double)$/;
 
 /**
@@ -68,8 +70,11 @@ function checksOf(type) {
 }
 
 function compile(type) {
-  const checks = type.fieldsArray.flatMap((field) => fieldChecks(field.resolve()));
-  const ours = (field) => isMessage(field) && field.resolvedType.fullName.startsWith('.crucible.');
+  for (const field of type.fieldsArray) field.resolve();
+  const isJson = JSON_TYPES.includes(type.fullName);
+  const checks = isJson ? [checkJsonNumber] : type.fieldsArray.flatMap((field) => fieldChecks(field));
+  const isOurs = (name) => name.startsWith('.crucible.') || JSON_TYPES.includes(name);
+  const ours = (field) => isMessage(field) && isOurs(field.resolvedType.fullName);
   const nested = type.fieldsArray.filter(ours);
   return (message, path, found) => {
     for (const check of checks) check(message, path, found);
@@ -86,6 +91,13 @@ function compile(type) {
   };
 }
 
+/** A google.protobuf.Value holds any double, but JSON has neither NaN nor infinities. */
+function checkJsonNumber(message, path, found) {
+  if (!Object.hasOwn(message, 'numberValue') || Number.isFinite(message.numberValue)) return;
+  const description = `is ${message.numberValue}; JSON has no such number: send a text`;
+  found.violations.push({ field: `${path}number_value`, description });
+}
+
 function tooComplex(path) {
   const text =
     `${path}: the request holds more than ${MAX_NESTED_MESSAGES} messages inside it: ` + 'send it in several calls';
@@ -93,6 +105,8 @@ function tooComplex(path) {
   return new AdapterError('INVALID_ARGUMENT', 'MESSAGE_TOO_COMPLEX', text, { metadata });
 }
 
+// protobufjs brings google.protobuf's own messages along, with their names in its own style.
+const protoName = (field) => field.name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 const isMessage = (field) => field.resolvedType instanceof protobuf.Type;
 const hasPresence = (field) => !field.repeated && !field.map && (isMessage(field) || field.partOf !== null);
 const isPresent = (message, field) => Object.hasOwn(message, field.name) && message[field.name] !== null;
@@ -103,14 +117,14 @@ function entriesOf(message, field, path, limit = Infinity) {
   const value = message[field.name];
   if (field.map) {
     const keys = Object.keys(value).sort();
-    return keys.length > limit ? [] : keys.map((key) => [value[key], `${path}${field.name}[${quoted(key)}]`]);
+    return keys.length > limit ? [] : keys.map((key) => [value[key], `${path}${protoName(field)}[${quoted(key)}]`]);
   }
-  return value.length > limit ? [] : value.map((each, index) => [each, `${path}${field.name}[${index}]`]);
+  return value.length > limit ? [] : value.map((each, index) => [each, `${path}${protoName(field)}[${index}]`]);
 }
 
 function childrenOf(message, field, path, limit) {
   if (field.repeated || field.map) return entriesOf(message, field, path, limit);
-  return [[message[field.name], `${path}${field.name}`]];
+  return [[message[field.name], `${path}${protoName(field)}`]];
 }
 
 function ruleOf(field) {

@@ -23,6 +23,9 @@ defmodule Crucible.Constraints do
   @numbers [:double, :float, :int32, :int64, :uint32, :uint64, :sint32, :sint64] ++
              [:fixed32, :fixed64, :sfixed32, :sfixed64]
 
+  # JSON as messages: nothing is asked of it but that it is JSON.
+  @json ["google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue"]
+
   @doc "`:ok`, or FIELD_INVALID with the first paths that break a constraint."
   @spec check(Schema.name(), Proto.message()) :: :ok | {:error, Error.t()}
   def check(type, message) do
@@ -69,8 +72,27 @@ defmodule Crucible.Constraints do
 
   defp check_message(type, message, path, findings) do
     fields = Schema.fields(type)
-    findings = Enum.reduce(fields, findings, &check_field(&1, message, path, &2))
+
+    findings =
+      if type in @json,
+        do: check_json_number(fields, message, path, findings),
+        else: Enum.reduce(fields, findings, &check_field(&1, message, path, &2))
+
     Enum.reduce(fields, findings, &check_children(&1, message, path, &2))
+  end
+
+  # A google.protobuf.Value holds any double, but JSON has neither NaN nor infinities.
+  defp check_json_number(fields, message, path, findings) do
+    with field when field != nil <- Enum.find(fields, &(elem(&1, 1) == :number_value)),
+         value when is_atom(value) and value != nil <- get(field, message) do
+      add(
+        findings,
+        path <> "number_value",
+        "is #{value}; JSON has no such number: send a text"
+      )
+    else
+      _ -> findings
+    end
   end
 
   defp check_field({_, name, type, label, rule} = field, message, path, findings) do
@@ -218,6 +240,7 @@ defmodule Crucible.Constraints do
 
   defp checked_child({:map, _, type}), do: checked_child(type)
   defp checked_child({:message, "crucible." <> _ = name}), do: {:ok, name}
+  defp checked_child({:message, name}) when name in @json, do: {:ok, name}
   defp checked_child(_), do: :none
 
   # google.protobuf's own messages grow without us.
