@@ -43,9 +43,7 @@ class StagedFile:
 
     def place(self, target: Path) -> None:
         """Takes the target's place, durable. Its folder must be there."""
-        file = self._open()
-        if not file.closed:
-            self.sync()
+        self.sync()
         assert self._path is not None
         os.replace(self._path, target)
         self._unlock()
@@ -58,8 +56,10 @@ class StagedFile:
         return self._path
 
     def sync(self) -> None:
-        """Makes the bytes durable and ends the writing."""
+        """Makes the bytes durable and ends the writing. Does nothing a second time."""
         file = self._open()
+        if file.closed:
+            return
         file.flush()
         os.fsync(file.fileno())
         os.fchmod(file.fileno(), 0o644)

@@ -85,6 +85,13 @@ def in_process(**options: Any) -> Open:
     return lambda kind, request: opened(kind, request.getfixturevalue("tmp_path"), **options)
 
 
+def blobs_at(url: str) -> Open:
+    """At this URL, in which {folder} is a folder of its own. S3 has a test file of its own, with a server."""
+    return lambda kind, request: opened(
+        kind, request.getfixturevalue("tmp_path"), url=url.format(folder=request.getfixturevalue("tmp_path"))
+    )
+
+
 @asynccontextmanager
 async def fake_training(kind: Any, request: pytest.FixtureRequest) -> AsyncIterator[Made]:
     """It holds early calls for a short time, which no stall shortens."""
@@ -216,6 +223,8 @@ _PYTHON_BRIDGE = tuple(
     each.id for each in requirements_of("python_bridge") if each.port == "python_bridge" and each.id != "PYB-RESTART-01"
 )
 OPENINGS: dict[str, Opening] = {
+    "blob.fsspec": Opening(open=blobs_at("file:{folder}/blobs")),
+    "blob.fsspec@memory": Opening(open=blobs_at("memory://{folder}")),
     "blob.local": Opening(open=in_process()),
     "dataset.local": Opening(open=in_process()),
     "dataset.huggingface": Opening(open=on_the_hub(uri="conformance/rows"), in_full_on=_OBJECT),
@@ -228,6 +237,7 @@ OPENINGS: dict[str, Opening] = {
     "llm.google_genai": Opening(open=llm),
     "llm.openai": Opening(open=llm),
     "metrics.sqlite": Opening(open=in_process()),
+    "metrics.tensorboard": Opening(open=in_process(), needs=("tensorboard",)),
     # Of its own port all but what needs a process to end.
     "python_bridge.workers": Opening(open=python_workers, passed=_PYTHON_BRIDGE),
     "registry.sqlite": Opening(open=in_process()),
@@ -238,11 +248,17 @@ OPENINGS: dict[str, Opening] = {
     "vector.chroma": Opening(open=in_process(), needs=("chromadb",)),
     "vector.memory": Opening(open=in_process()),
 }
-"""By the entry point's name, PORT.NAME. A fake that is not named is opened with its defaults."""
+"""By the entry point's name, PORT.NAME, and another way to open it behind an @. A fake that is not named is opened with
+its defaults."""
 
-# They need Tinker, which lacks some of the contract: which of it is said there, beside what stands in for Tinker.
-_TINKER = "tests/tinker/test_conformance.py"
-ELSEWHERE: dict[str, str] = {"training.tinker": _TINKER, "sampling.tinker": _TINKER}
+ELSEWHERE: dict[str, str] = {
+    # an MLflow server, which is started there
+    "metrics.mlflow": "tests/contract/test_metrics_mlflow.py",
+    "registry.mlflow": "tests/contract/test_registry_mlflow.py",
+    # Tinker, in whose place a server stands there that computes
+    "sampling.tinker": "tests/tinker/test_conformance.py",
+    "training.tinker": "tests/tinker/test_conformance.py",
+}
 """Adapters that cannot be opened here, by the entry point's name: the test file that runs their suite. Only those that
 need somebody else's service, each with the reason."""
 

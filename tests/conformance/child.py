@@ -19,6 +19,7 @@ from crucible.adapter.v1 import adapter_pb2
 from crucible_adapters.blob.local import LocalBlobStore
 from crucible_adapters.dataset.local import LocalDatasets
 from crucible_adapters.metrics.sqlite import SqliteMetricsStore
+from crucible_adapters.metrics.tensorboard import TensorboardMetricsStore
 from crucible_adapters.registry.sqlite import SqliteModelRegistry
 from crucible_kit import serving
 from crucible_kit.adapter import AdapterContext, AdapterInfoService
@@ -76,6 +77,7 @@ ADAPTERS: dict[str, Callable[[Path], Made]] = {
     "blob": _local(LocalBlobStore),
     "dataset": _local(LocalDatasets),
     "metrics": _local(SqliteMetricsStore),
+    "tensorboard-metrics": _local(TensorboardMetricsStore),
     "registry": _local(SqliteModelRegistry),
     "training": _toy,
     "sampling": _toy,

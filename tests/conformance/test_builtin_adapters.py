@@ -20,7 +20,8 @@ from tests.conformance.toy.training import CAPABILITIES as TOY_TRAINING
 from tests.conformance.toy.training import ToyTraining
 
 _SMALL = {"largest_message_bytes": 1024 * 1024}
-TESTED = [each for each in installed() if each.name not in ELSEWHERE]
+TESTED = [(each.name, each) for each in installed() if each.name not in ELSEWHERE]
+TESTED += [(name, each) for each in installed() for name in sorted(OPENINGS) if name.startswith(f"{each.name}@")]
 
 
 def passes(report: Report) -> None:
@@ -34,16 +35,16 @@ def test_every_adapter_has_an_opening() -> None:
     """One that is added must be said how to open, in OPENINGS, or where its suite runs, in ELSEWHERE."""
     names = {each.name for each in installed()}
     assert {name for name in names - ELSEWHERE.keys() if opening_of(name) is None} == set()
-    assert OPENINGS.keys() - names == set(), "they are not installed"
+    assert {name.partition("@")[0] for name in OPENINGS} - names == set(), "they are not installed"
     assert OPENINGS.keys() & ELSEWHERE.keys() == set()
     root = Path(__file__).parents[2]
     assert [name for name in names & ELSEWHERE.keys() if not (root / ELSEWHERE[name]).is_file()] == []
 
 
 @pytest.mark.parametrize("binding", BINDINGS)
-@pytest.mark.parametrize("entry", TESTED, ids=lambda entry: entry.name)
-async def test_adapters_pass(entry: EntryPoint, binding: str, request: pytest.FixtureRequest) -> None:
-    opening = opening_of(entry.name)
+@pytest.mark.parametrize(("name", "entry"), [pytest.param(*each, id=each[0]) for each in TESTED])
+async def test_adapters_pass(name: str, entry: EntryPoint, binding: str, request: pytest.FixtureRequest) -> None:
+    opening = opening_of(name)
     assert opening is not None, "say in OPENINGS how it is opened"
     for package in opening.needs:
         pytest.importorskip(package)

@@ -5,8 +5,9 @@ a tunnel that the adapter has opened.
 from __future__ import annotations
 
 import asyncio
+import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from crucible_kit.channel import Channel, ObjectChannel, connect
 from crucible_kit.ports import PORTS
 from crucible_kit.serving import serve_ports
 from tests.contract.processes import AdapterProcess
+from tests.kit.mlflow import Mlflow, mlflow_server
 from tests.kit.tunnels import tunnelled
 
 BINDINGS = ("object", "serialise", "unix", "tcp", "tunnel")
@@ -85,3 +87,25 @@ def context(tmp_path: Path) -> AdapterContext:
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     return AdapterContext(data_dir=data_dir)
+
+
+@pytest.fixture
+def unused_address() -> Iterator[str]:
+    """An address that nobody listens at: its port is bound, so that nobody else gets it."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.fixture(scope="session")
+def mlflow_serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
+    """MLflow's own server; it takes seconds to start."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
+
+
+@pytest.fixture
+def mlflow(mlflow_serving: Mlflow) -> Mlflow:
+    """The same for each test, without the last one's answers."""
+    mlflow_serving.forget()
+    return mlflow_serving

@@ -11,10 +11,12 @@ from crucible_kit.errors import KitchenError
 
 
 @contextmanager
-def refused(kind: type[KitchenError], reason: str, *, field: str = "", says: str = "") -> Iterator[None]:
+def refused(
+    kind: type[KitchenError], reason: str, *, field: str = "", says: str = ""
+) -> Iterator[pytest.ExceptionInfo[KitchenError]]:
     """The block ends with this kind of error and reason; it names the field, and its message holds `says`."""
     with pytest.raises(KitchenError) as caught:
-        yield
+        yield caught
     error = caught.value
     assert (type(error), error.reason) == (kind, reason), error.message
     if field:

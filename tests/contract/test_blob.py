@@ -17,6 +17,7 @@ import pytest
 
 from crucible.port.blob.v1 import blob_pb2
 from crucible.type.v1 import tensor_pb2
+from crucible_adapters.blob.fsspec import FsspecBlobOptions, FsspecBlobStore
 from crucible_adapters.blob.local import LocalBlobOptions, LocalBlobStore
 from crucible_adapters.fakes.blob import FakeBlobOptions, FakeBlobStore
 from crucible_kit.adapter import AdapterContext
@@ -38,7 +39,7 @@ RANGES = [(0, 1), (7, 0), (CHUNK - 1, 2), (CHUNK, CHUNK), (1, 2 * CHUNK), (2 * C
 NO_KEYS = ["/a", "../a", "a/../b", "a//b", "a/", "./a", "..", "a\nb", "a\0b", "x" * 256]
 TYPESCRIPT = pytest.param(("typescript", "unix"), marks=pytest.mark.skipif(not HAS_NODE, reason=WHY_NOT_NODE))
 ON_DISK: list[Any] = [*(("local", binding) for binding in BINDINGS), TYPESCRIPT]
-IN_MEMORY = [("fake", binding) for binding in BINDINGS]
+IN_MEMORY = [*(("fake", binding) for binding in BINDINGS), ("memory", "object")]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ async def open_store(request: pytest.FixtureRequest, root: Path, context: Adapte
     binding = Binding(kind)
     if adapter == "typescript":
         stub = await binding.stub_of_process("blob", node("blob_store.mjs", "--root", str(root)))
+    elif adapter == "memory":
+        stub = await binding.stub(FsspecBlobStore(FsspecBlobOptions(url=f"memory:/{root}"), context))
     elif adapter == "fake":
         stub = await binding.stub(FakeBlobStore(FakeBlobOptions(), context))
     else:

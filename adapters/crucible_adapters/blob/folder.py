@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from crucible.type.v1 import tensor_pb2
-from crucible_adapters.blob.write import DEFAULT_MEDIA_TYPE, already_there
+from crucible_adapters.blob.write import DEFAULT_MEDIA_TYPE, already_there, check_wanted
 from crucible_adapters.paths import check_relative
 from crucible_adapters.staging import StagedFile, make_folders
 from crucible_kit.chunks import atomic_file, canonical_json, fsync_folder, sha256_file
@@ -52,10 +52,7 @@ class BlobFolder:
 
     def path(self, key: str, *, field: str = "key") -> Path:
         """The file of a key. Raises INVALID_ARGUMENT FIELD_INVALID when it is not a key."""
-        path = check_relative(key, self._root, field=field)
-        if key.split("/", 1)[0] == META:
-            raise field_error(field, f"{key!r} begins with {META!r}, which is the store's own: choose another name")
-        return path
+        return check_key(key, self._root, field=field)
 
     def ref(self, key: str, record: Record) -> tensor_pb2.BlobRef:
         """The blob as the contract names it."""
@@ -72,17 +69,31 @@ class BlobFolder:
         with self._lock:
             return self._describe(key, path)
 
-    def open(self, key: str) -> tuple[BinaryIO, Record]:
-        """The content for reading, and the record that belongs to it whatever is written afterwards."""
+    def open(self, key: str, offset: int = 0) -> tuple[BinaryIO, Record]:
+        """The content for reading from a byte on, and the record that belongs to it whatever is written afterwards."""
         path = self.path(key)
         with self._lock:
             record = self._describe(key, path)
-            return path.open("rb"), record
+            file = path.open("rb")
+        file.seek(offset)
+        return file, record
 
-    def commit(self, key: str, staged: StagedFile, media_type: str, *, create_only: bool) -> Record:
+    def commit(
+        self,
+        key: str,
+        staged: StagedFile,
+        media_type: str,
+        *,
+        create_only: bool,
+        abandoned: threading.Event | None = None,
+    ) -> Record:
         """Puts staged content in place, durable, and returns its record.
 
+        Args:
+            abandoned: set when nobody waits for it any more; what has not been stored by then is not.
+
         Raises:
+            OperationCancelledError: WRITE_ABANDONED.
             AlreadyExistsError: BLOB_EXISTS when create_only and other content is there.
             InvalidArgumentError: FIELD_INVALID when the key is a folder of other blobs, or lies below a blob.
         """
@@ -90,17 +101,18 @@ class BlobFolder:
         record = Record(staged.size, staged.sha256(), media_type)
         staged.sync()
         with self._lock:
+            check_wanted(key, abandoned)
             if create_only and path.is_file():
                 present = self._describe(key, path)
                 if present.sha256 == record.sha256:
                     return present
                 raise already_there(key, present.sha256, record.sha256)
             if path.is_dir():
-                raise self._no_room(key, "other blobs lie below it")
+                raise no_room(key, "other blobs lie below it")
             try:
                 make_folders(path.parent)
             except NotADirectoryError as error:
-                raise self._no_room(key, f"{Path(str(error)).relative_to(self._root)} is a blob") from error
+                raise no_room(key, f"{Path(str(error)).relative_to(self._root)} is a blob") from error
             upcoming, record_path = self._next_path(key), self._record_path(key)
             with atomic_file(upcoming) as file:
                 file.write(canonical_json({"key": key, **record._asdict()}))
@@ -161,11 +173,7 @@ class BlobFolder:
 
     def _describe(self, key: str, path: Path) -> Record:
         if not path.is_file():
-            raise NotFoundError(
-                f"there is no blob {key!r}: list the keys with ListBlobs",
-                reason="BLOB_NOT_FOUND",
-                metadata={"key": key},
-            )
+            raise not_there(key)
         self._settle(key, path)
         record = self._read_record(key)
         if record is None:
@@ -182,7 +190,7 @@ class BlobFolder:
         upcoming = self._next_path(key)
         if not upcoming.exists():
             return
-        record = _parse(upcoming, key)
+        record = parse_record(upcoming.read_bytes(), key)
         if record is not None and record.size_bytes == path.stat().st_size and record.sha256 == sha256_file(path):
             os.replace(upcoming, self._record_path(key))
         else:
@@ -193,20 +201,42 @@ class BlobFolder:
         path = self._record_path(key)
         if not path.exists():
             return None
-        record = _parse(path, key)
+        record = parse_record(path.read_bytes(), key)
         if record is None:
             raise corrupt(key, f"has a damaged record {path}; if the content is right, delete that file")
         return record
 
     def _record_path(self, key: str) -> Path:
-        name = hashlib.sha256(key.encode()).hexdigest()
-        return self._root / META / name[:2] / f"{name}.json"
+        return self._root / META / f"{record_name(key)}.json"
 
     def _next_path(self, key: str) -> Path:
         return self._record_path(key).with_suffix(".next")
 
-    def _no_room(self, key: str, why: str) -> InvalidArgumentError:
-        return field_error("header.key", f"{key!r} can't be a blob: {why}; a name is a blob or a folder, not both")
+
+def check_key(key: str, root: Path, *, field: str) -> Path:
+    """The path of a key below a root. Raises INVALID_ARGUMENT FIELD_INVALID for what is no key of a store."""
+    path = check_relative(key, root, field=field)
+    if key.split("/", 1)[0] == META:
+        raise field_error(field, f"{key!r} begins with {META!r}, which is the store's own: choose another name")
+    return path
+
+
+def no_room(key: str, why: str) -> InvalidArgumentError:
+    """The error of a key whose name is taken by a folder, or that lies below a blob."""
+    return field_error("header.key", f"{key!r} can't be a blob: {why}; a name is a blob or a folder, not both")
+
+
+def not_there(key: str) -> NotFoundError:
+    """The error of a key without a blob."""
+    return NotFoundError(
+        f"there is no blob {key!r}: list the keys with ListBlobs", reason="BLOB_NOT_FOUND", metadata={"key": key}
+    )
+
+
+def record_name(key: str) -> str:
+    """Where the record of a key lies below META, without a suffix."""
+    name = hashlib.sha256(key.encode()).hexdigest()
+    return f"{name[:2]}/{name}"
 
 
 def corrupt(key: str, problem: str) -> DataLossError:
@@ -214,10 +244,10 @@ def corrupt(key: str, problem: str) -> DataLossError:
     return DataLossError(f"blob {key!r} {problem}", reason="BLOB_CORRUPT", metadata={"key": key})
 
 
-def _parse(path: Path, key: str) -> Record | None:
-    """The record in a file; None when it is damaged or another key's."""
+def parse_record(data: bytes, key: str) -> Record | None:
+    """The record in a file's bytes; None when it is damaged or another key's."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(data)
         record = Record(int(value["size_bytes"]), str(value["sha256"]), str(value["media_type"]))
     except (ValueError, KeyError, TypeError):
         return None

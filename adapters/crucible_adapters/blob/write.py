@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from crucible.port.blob.v1 import blob_pb2
 from crucible_kit.chunks import crc32
-from crucible_kit.errors import AlreadyExistsError, DataLossError, field_error
+from crucible_kit.errors import AlreadyExistsError, DataLossError, OperationCancelledError, field_error
 
 DEFAULT_MEDIA_TYPE = "application/octet-stream"
 
@@ -88,6 +89,14 @@ class BlobWrite:
             f"blob {key!r}: the {what} is {arrived}, the sender said {sent}; nothing was stored: send it again",
             reason="BLOB_CORRUPT",
             metadata={"key": key, "expected": sent, "actual": arrived},
+        )
+
+
+def check_wanted(key: str, abandoned: threading.Event | None) -> None:
+    """Raises CANCELLED WRITE_ABANDONED when nobody waits for the write any more."""
+    if abandoned is not None and abandoned.is_set():
+        raise OperationCancelledError(
+            f"the write of blob {key!r} was cancelled; nothing was stored", reason="WRITE_ABANDONED"
         )
 
 

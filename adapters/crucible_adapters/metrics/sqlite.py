@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from sqlalchemy import Row, and_, func, select
+from sqlalchemy import Connection, Row, and_, func, select
 from sqlalchemy.dialects.sqlite import insert
 
 from crucible.port.metrics.v1 import metrics_pb2, metrics_pb2_grpc
@@ -21,7 +21,7 @@ from crucible_kit.errors import field_error
 class SqliteMetricsStore(metrics_pb2_grpc.MetricsStoreServiceServicer):
     """Metrics of runs in metrics.db in the data folder."""
 
-    description = AdapterDescription(name="sqlite-metrics", port="metrics")
+    description: ClassVar[AdapterDescription] = AdapterDescription(name="sqlite-metrics", port="metrics")
 
     def __init__(self, options: AdapterOptions, context: AdapterContext) -> None:
         self._file = SqliteFile(context.data_dir / "metrics.db", metadata, version=SCHEMA_VERSION)
@@ -45,25 +45,42 @@ class SqliteMetricsStore(metrics_pb2_grpc.MetricsStoreServiceServicer):
             if connection.execute(known).first() is not None:
                 return False
             connection.execute(insert(batches), batch)
-            upsert = insert(points)
-            upsert = upsert.on_conflict_do_update(
-                set_={name: upsert.excluded[name] for name in ("attempt", "value", "time_seconds", "time_nanos")},
-                where=upsert.excluded.attempt >= points.c.attempt,
-            )
-            connection.execute(upsert, [_to_row(request, point) for point in request.points])
-            newest: dict[str, int] = {}
-            for point in request.points:
-                newest[point.name] = max(point.step, newest.get(point.name, 0))
-            advance = insert(series)
-            advance = advance.on_conflict_do_update(
-                set_={"last_step": advance.excluded.last_step},
-                where=advance.excluded.last_step > series.c.last_step,
-            )
-            connection.execute(
-                advance,
-                [{"run_id": request.run_id, "name": name, "last_step": step} for name, step in newest.items()],
-            )
+            self._insert(connection, request)
         return True
+
+    def _insert(self, connection: Connection, request: metrics_pb2.RecordMetricsRequest) -> None:
+        """Stores the points of a batch that is new; what it raises undoes the batch."""
+        upsert = insert(points)
+        upsert = upsert.on_conflict_do_update(
+            set_={name: upsert.excluded[name] for name in ("attempt", "value", "time_seconds", "time_nanos")},
+            where=upsert.excluded.attempt >= points.c.attempt,
+        )
+        connection.execute(upsert, [_to_row(request, point) for point in request.points])
+        newest: dict[str, int] = {}
+        for point in request.points:
+            newest[point.name] = max(point.step, newest.get(point.name, 0))
+        advance = insert(series)
+        advance = advance.on_conflict_do_update(
+            set_={"last_step": advance.excluded.last_step},
+            where=advance.excluded.last_step > series.c.last_step,
+        )
+        connection.execute(
+            advance,
+            [{"run_id": request.run_id, "name": name, "last_step": step} for name, step in newest.items()],
+        )
+
+    def _kept(self, connection: Connection, request: metrics_pb2.RecordMetricsRequest) -> list[metrics_pb2.MetricPoint]:
+        """The points of a batch that count: not those that the batch itself replaces, or a higher attempt has."""
+        values = {(each.name, each.step): each for each in request.points}
+        steps = [step for _, step in values]
+        better = select(points.c.name, points.c.step).where(
+            points.c.run_id == request.run_id,
+            points.c.attempt > request.attempt,
+            points.c.step.between(min(steps), max(steps)),
+        )
+        for row in connection.execute(better):
+            values.pop((row.name, row.step), None)
+        return list(values.values())
 
     async def QueryMetrics(
         self, request: metrics_pb2.QueryMetricsRequest, context: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import select
 
@@ -22,7 +22,7 @@ _MAX_DEPTH = 64
 class SqliteModelRegistry(registry_pb2_grpc.ModelRegistryServiceServicer):
     """Model versions in registry.db in the data folder."""
 
-    description = AdapterDescription(name="sqlite-registry", port="registry")
+    description: ClassVar[AdapterDescription] = AdapterDescription(name="sqlite-registry", port="registry")
 
     def __init__(self, options: AdapterOptions, context: AdapterContext) -> None:
         self._file = SqliteFile(context.data_dir / "registry.db", metadata, version=SCHEMA_VERSION)
