@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from crucible_adapters.fakes.toy import operations as fake_operations
+from crucible_adapters import operations
 from crucible_adapters.huggingface.options import HuggingFaceOptions, library_environment
 from crucible_adapters.huggingface.process import Calls
 from crucible_kit.adapter import AdapterContext
@@ -95,7 +95,7 @@ def blobs_at(url: str) -> Open:
 @asynccontextmanager
 async def fake_training(kind: Any, request: pytest.FixtureRequest) -> AsyncIterator[Made]:
     """It holds early calls for a short time, which no stall shortens."""
-    count_running_time(request.getfixturevalue("monkeypatch"), fake_operations)
+    count_running_time(request.getfixturevalue("monkeypatch"), operations)
     async with opened(kind, request.getfixturevalue("tmp_path"), hold_seconds=_HOLD_SECONDS) as made:
         yield made
 
@@ -195,17 +195,16 @@ async def python_workers(kind: Any, request: pytest.FixtureRequest) -> AsyncIter
 @asynccontextmanager
 async def torch_engine(kind: Any, request: pytest.FixtureRequest) -> AsyncIterator[Made]:
     """The engine of the process that the entry point names, without the process."""
-    from crucible_adapters.torch_engine import operations
     from crucible_adapters.torch_engine.engine import Engine, EngineOptions
     from crucible_adapters.torch_engine.runtime import configure_torch
     from crucible_adapters.torch_engine.service_sampling import SamplingService
     from crucible_adapters.torch_engine.service_training import TrainingService
 
     folder, patch = request.getfixturevalue("tmp_path"), request.getfixturevalue("monkeypatch")
-    patch.setattr(operations, "HOLD_SECONDS", _HOLD_SECONDS)
     count_running_time(patch, operations)
     configure_torch(1)
     engine = Engine(EngineOptions(work_dir=folder / "engine", device="cpu", threads=1))
+    engine.in_flight = replace(engine.in_flight, hold_seconds=_HOLD_SECONDS)
     servicers = {"training": TrainingService(engine), "sampling": SamplingService(engine)}
     try:
         # That messages of 32 MiB pass is the same for all whom the kit serves: this one shows it.

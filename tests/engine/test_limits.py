@@ -14,7 +14,6 @@ import pytest
 
 from crucible.port.sampling.v1 import sampling_pb2 as sp
 from crucible.port.training.v1 import training_pb2 as tp
-from crucible_adapters.torch_engine import operations
 from crucible_adapters.torch_engine.engine import Engine, EngineOptions
 from crucible_adapters.torch_engine.session import TrainingSession
 from crucible_adapters.torch_engine.spec import TorchEngineOptions
@@ -127,11 +126,9 @@ async def test_a_sample_counts_what_the_model_can_reach(with_limits: Serve, tiny
             await wire.sampled(session_id, operation)
 
 
-async def test_later_numbers_of_a_refused_call_end_in_a_gap(
-    with_limits: Serve, tiny_folder: Path, gate: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(operations, "HOLD_SECONDS", 0.01)
+async def test_later_numbers_of_a_refused_call_end_in_a_gap(with_limits: Serve, tiny_folder: Path, gate: Any) -> None:
     async with with_limits(max_tokens_in_flight=30) as (engine, wire):
+        engine.in_flight = dataclasses.replace(engine.in_flight, hold_seconds=0.01)
         session_id = await wire.open(tiny_folder)
         go_on = gate(engine)
         first = await wire.send_pass(session_id, 1, random_data([30]))

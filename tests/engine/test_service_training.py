@@ -12,7 +12,7 @@ import pytest
 
 from crucible.port.training.v1 import training_pb2 as tp
 from crucible.type.v1 import operation_pb2
-from crucible_adapters.torch_engine import operations
+from crucible_adapters import operations
 from crucible_adapters.torch_engine.checkpoint import save_checkpoint
 from crucible_adapters.torch_engine.engine import Engine
 from crucible_adapters.torch_engine.loss import get_loss
@@ -94,16 +94,14 @@ async def test_early_calls_are_held_and_run_in_order(wire: Wire, tiny_folder: Pa
     assert (await wire.result(session_id, fourth)).optim_step.optim_steps == 2
 
 
-async def test_gap_is_refused_with_the_expected_number(
-    wire: Wire, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session_id = await wire.open(tiny_folder)
-    monkeypatch.setattr(operations, "HOLD_SECONDS", 1000.0)
+async def test_gap_is_refused_with_the_expected_number(wire: Wire, engine: Engine, tiny_folder: Path) -> None:
+    engine.in_flight = operations.Limits(hold_seconds=1000.0)
+    patient = await wire.open(tiny_folder)
     with pytest.raises(FailedPreconditionError) as far:
-        await wire.send_step(session_id, 1 + operations.HOLD_WINDOW + 1)
-    monkeypatch.setattr(operations, "HOLD_SECONDS", 0.01)
+        await wire.send_step(patient, 1 + operations.HOLD_WINDOW + 1)
+    engine.in_flight = operations.Limits(hold_seconds=0.01)
     with pytest.raises(FailedPreconditionError) as late:
-        await wire.send_step(session_id, 3)
+        await wire.send_step(await wire.open(tiny_folder), 3)
     for caught in (far, late):
         assert caught.value.reason == "SEQUENCE_GAP"
         assert caught.value.metadata["expected"] == "1"
@@ -251,7 +249,7 @@ async def test_results_expire_after_enough_later_ones(
 
 
 async def test_unfinished_operations_are_limited(wire: Wire, engine: Engine, tiny_folder: Path) -> None:
-    engine.in_flight = operations.InFlightLimits(operations=1)
+    engine.in_flight = operations.Limits(operations=1)
     session_id = await wire.open(tiny_folder)
     go_on = threading.Event()
     engine.compute.submit(go_on.wait)

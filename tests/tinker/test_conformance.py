@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from crucible_adapters.tinker.options import TinkerOptions
 from crucible_adapters.tinker.sampling import TinkerSampling
 from crucible_adapters.tinker.training import TinkerTraining
-from crucible_adapters.torch_engine import operations
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.conformance import Verdict, run_suite, settings_of
 from tests.conformance.bindings import BINDINGS
@@ -23,10 +20,7 @@ _BINDING = {"training": "object", "sampling": "unix socket"}
 _ONLY = {"training": ("TRN",), "sampling": ()}
 
 
-async def test_the_suites_pass(
-    server: TinkerServer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(operations, "HOLD_SECONDS", _HELD_SECONDS)
+async def test_the_suites_pass(server: TinkerServer, model: Path, tmp_path: Path) -> None:
     models = {MODEL: {"name": "tiny/qwen3", "folder": str(model)}}
     options = TinkerOptions.model_validate(
         {"base_url": server.address, "models": models, "hold_seconds": _HELD_SECONDS, "max_operations_in_flight": 16}

@@ -14,9 +14,9 @@ from crucible.port.sampling.v1 import sampling_pb2_grpc
 from crucible_adapters.fakes.toy.checkpoints import to_model
 from crucible_adapters.fakes.toy.engine import SamplingRecord, ToyEngine, ToyOptions
 from crucible_adapters.fakes.toy.model import Completion, SamplingOptions, complete, score
-from crucible_adapters.fakes.toy.operations import Result, UnorderedOperations, Work, await_response
+from crucible_adapters.fakes.toy.operations import ToyExecutor, Work
 from crucible_adapters.fakes.toy.requests import check_tokens_in_flight, parse_prompt, parse_sampling
-from crucible_adapters.fakes.training import MAX_WAIT_SECONDS
+from crucible_adapters.operations import Result, UnorderedOperations
 from crucible_kit.adapter import AdapterContext, AdapterDescription
 from crucible_kit.errors import field_error
 from crucible_kit.tensors import pack_floats, pack_tokens
@@ -58,7 +58,10 @@ class FakeSampling(sampling_pb2_grpc.SamplingServiceServicer):
         )
 
     def _open(self, request: pb.CreateSamplingSessionRequest, session_id: str) -> SamplingRecord:
-        operations = UnorderedOperations(self.engine, source=_SERVICE)
+        engine = self.engine
+        operations = UnorderedOperations(
+            ToyExecutor(engine), source=_SERVICE, limits=engine.limits, stamps=engine.stamps
+        )
         kind = request.WhichOneof("model")
         if request.checkpoint_base_model and kind != "checkpoint_uri":
             raise field_error("checkpoint_base_model", "is set without checkpoint_uri: leave it out")
@@ -76,7 +79,7 @@ class FakeSampling(sampling_pb2_grpc.SamplingServiceServicer):
                 raise field_error("model", "missing: set base_model, checkpoint_uri or training_session_id")
 
     def _open_checkpoint(
-        self, request: pb.CreateSamplingSessionRequest, session_id: str, operations: UnorderedOperations
+        self, request: pb.CreateSamplingSessionRequest, session_id: str, operations: UnorderedOperations[Work]
     ) -> SamplingRecord:
         saved = self.engine.store.pin(request.checkpoint_uri, field="checkpoint_uri")
         try:
@@ -151,9 +154,7 @@ class FakeSampling(sampling_pb2_grpc.SamplingServiceServicer):
 
     async def AwaitOperation(self, request: pb.AwaitOperationRequest, context: Any) -> pb.AwaitOperationResponse:
         record = self.engine.sampling.get(request.session_id)
-        seconds = min(request.wait.seconds + request.wait.nanos / 1e9, MAX_WAIT_SECONDS)
-        operation = await record.operations.wait(request.operation_id, seconds)
-        return await_response(operation, pb.AwaitOperationResponse)
+        return await record.operations.wait(request, pb.AwaitOperationResponse)
 
     async def CancelOperation(self, request: pb.CancelOperationRequest, context: Any) -> pb.CancelOperationResponse:
         operation = self.engine.sampling.get(request.session_id).operations.cancel(request.operation_id)

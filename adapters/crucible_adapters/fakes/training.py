@@ -15,7 +15,7 @@ from crucible_adapters.fakes.toy.checkpoints import load_into, to_files
 from crucible_adapters.fakes.toy.engine import ToyEngine, ToyOptions, TrainingRecord
 from crucible_adapters.fakes.toy.losses import Loss
 from crucible_adapters.fakes.toy.model import AdamOptions, with_adapter
-from crucible_adapters.fakes.toy.operations import OrderedOperations, Result, Work, await_response, nothing
+from crucible_adapters.fakes.toy.operations import ToyExecutor, Work, nothing
 from crucible_adapters.fakes.toy.requests import (
     check_tokens_in_flight,
     parse_adam,
@@ -26,12 +26,12 @@ from crucible_adapters.fakes.toy.requests import (
 )
 from crucible_adapters.fakes.toy.session import Datum, ToySession
 from crucible_adapters.fakes.toy.store import CheckpointUpload, describe_lora
+from crucible_adapters.operations import OrderedOperations, Result
 from crucible_kit.adapter import AdapterContext, AdapterDescription
 from crucible_kit.chunks import CHUNK_BYTES, crc32
 from crucible_kit.errors import field_error
 from crucible_kit.tensors import to_tensor
 
-MAX_WAIT_SECONDS = 30.0
 _SERVICE = pb.DESCRIPTOR.services_by_name["TrainingService"].full_name
 _DTYPES = ("", "auto", "float64")
 
@@ -69,7 +69,9 @@ class FakeTraining(training_pb2_grpc.TrainingServiceServicer):
                 model = with_adapter(model, parse_lora(request.lora), request.seed)
             return TrainingRecord(
                 session_id=session_id,
-                operations=OrderedOperations(self.engine, source=_SERVICE),
+                operations=OrderedOperations(
+                    ToyExecutor(self.engine), source=_SERVICE, limits=self.engine.limits, stamps=self.engine.stamps
+                ),
                 session=ToySession(model),
                 base_model=request.base_model,
                 base_model_name=request.base_model_name or request.base_model,
@@ -134,9 +136,7 @@ class FakeTraining(training_pb2_grpc.TrainingServiceServicer):
 
     async def AwaitOperation(self, request: pb.AwaitOperationRequest, context: Any) -> pb.AwaitOperationResponse:
         record = self.engine.training.get(request.session_id)
-        seconds = min(request.wait.seconds + request.wait.nanos / 1e9, MAX_WAIT_SECONDS)
-        operation = await record.operations.wait(request.operation_id, seconds)
-        return await_response(operation, pb.AwaitOperationResponse)
+        return await record.operations.wait(request, pb.AwaitOperationResponse)
 
     async def CancelOperation(self, request: pb.CancelOperationRequest, context: Any) -> pb.CancelOperationResponse:
         operation = self.engine.training.get(request.session_id).operations.cancel(request.operation_id)

@@ -10,12 +10,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crucible_adapters.llm.errors import Provider
+from crucible_adapters.operations import Limits
 from crucible_adapters.retries import Clock
 from crucible_adapters.threads import retrieve
 from crucible_adapters.tinker.checkpoints import Checkpoints
 from crucible_adapters.tinker.errors import NOT_THERE, REFUSED, translated
 from crucible_adapters.tinker.models import ModelFacts, model_facts
-from crucible_adapters.tinker.operations import Limits
 from crucible_adapters.tinker.options import TinkerOptions
 from crucible_adapters.tinker.session_table import SessionTable
 from crucible_kit.adapter import AdapterContext

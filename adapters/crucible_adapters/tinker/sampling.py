@@ -14,16 +14,16 @@ from google.protobuf import duration_pb2
 
 from crucible.port.sampling.v1 import sampling_pb2 as pb
 from crucible.port.sampling.v1 import sampling_pb2_grpc
+from crucible_adapters.operations import Result, UnorderedOperations
 from crucible_adapters.retries import Clock
 from crucible_adapters.tinker.checkpoints import not_there
 from crucible_adapters.tinker.connection import SYSTEM_CLOCK, Connection
 from crucible_adapters.tinker.errors import NOT_THERE, REFUSED
 from crucible_adapters.tinker.models import ModelFacts
-from crucible_adapters.tinker.operations import Result, UnorderedOperations, Work
+from crucible_adapters.tinker.operations import TinkerExecutor, Work
 from crucible_adapters.tinker.options import TinkerOptions
 from crucible_adapters.tinker.requests import check_tokens_in_flight, parse_prompt, parse_sampling, sampled_tokens
 from crucible_adapters.tinker.session_table import SessionRecord
-from crucible_adapters.tinker.training import MAX_WAIT_SECONDS
 from crucible_kit.adapter import AdapterContext, AdapterDescription
 from crucible_kit.errors import KitchenError, capability_missing, field_error
 from crucible_kit.tensors import pack_floats, pack_tokens
@@ -45,7 +45,7 @@ class SamplingRecord(SessionRecord):
         followed: the training session whose weights it samples.
     """
 
-    operations: UnorderedOperations
+    operations: UnorderedOperations[Work]
     facts: ModelFacts
     client: Any = None
     version: int = 0
@@ -100,7 +100,7 @@ class TinkerSampling(sampling_pb2_grpc.SamplingServiceServicer):
 
     async def _open(self, request: pb.CreateSamplingSessionRequest) -> SamplingRecord:
         connection = self._connection
-        operations = UnorderedOperations(connection.limits, source=_SERVICE)
+        operations = UnorderedOperations(TinkerExecutor(in_order=False), source=_SERVICE, limits=connection.limits)
         kind = request.WhichOneof("model")
         if request.checkpoint_base_model and kind != "checkpoint_uri":
             raise field_error("checkpoint_base_model", "is set without checkpoint_uri: leave it out")
@@ -120,7 +120,7 @@ class TinkerSampling(sampling_pb2_grpc.SamplingServiceServicer):
                 raise field_error("model", "missing: set base_model, checkpoint_uri or training_session_id")
 
     async def _open_checkpoint(
-        self, request: pb.CreateSamplingSessionRequest, operations: UnorderedOperations
+        self, request: pb.CreateSamplingSessionRequest, operations: UnorderedOperations[Work]
     ) -> SamplingRecord:
         connection, uri = self._connection, request.checkpoint_uri
         path = connection.checkpoints.path_at_tinker(uri)
@@ -229,11 +229,9 @@ class TinkerSampling(sampling_pb2_grpc.SamplingServiceServicer):
 
     async def AwaitOperation(self, request: pb.AwaitOperationRequest, context: Any) -> pb.AwaitOperationResponse:
         record = self._session(request.session_id)
-        seconds = min(request.wait.seconds + request.wait.nanos / 1e9, MAX_WAIT_SECONDS)
-        operation = await record.operations.wait(request.operation_id, seconds)
+        response = await record.operations.wait(request, pb.AwaitOperationResponse)
         record.last_used = time.monotonic()
-        result: dict[str, Any] = {} if operation.result is None else dict([operation.result])
-        return pb.AwaitOperationResponse(operation=operation.now(), **result)
+        return response
 
     async def CancelOperation(self, request: pb.CancelOperationRequest, context: Any) -> pb.CancelOperationResponse:
         operation = self._session(request.session_id).operations.cancel(request.operation_id)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from crucible.port.training.v1 import training_pb2 as pb
+from crucible_adapters.operations import Result
 from crucible_adapters.tinker.checkpoints import (
     Reference,
     Saved,
@@ -30,7 +31,6 @@ from crucible_adapters.tinker.checkpoints import (
 from crucible_adapters.tinker.connection import Connection
 from crucible_adapters.tinker.errors import NOT_THERE, REFUSED, is_final_answer
 from crucible_adapters.tinker.models import Lora, ModelFacts
-from crucible_adapters.tinker.operations import Result
 from crucible_adapters.tinker.requests import Pass, ttl_at_tinker
 from crucible_kit.errors import FailedPreconditionError, KitchenError
 from crucible_kit.tensors import to_tensor

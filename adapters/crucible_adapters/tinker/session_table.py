@@ -8,12 +8,12 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from crucible_adapters.operations import Operations, digest_of
 from crucible_adapters.threads import retrieve
-from crucible_adapters.tinker.operations import Operations, digest_of
 from crucible_kit.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class SessionRecord:
         release: frees what it holds at Tinker.
     """
 
-    operations: Operations
+    operations: Operations[Any]
     release: Callable[[], Awaitable[None]] = nothing_to_release
     session_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     last_used: float = field(default_factory=time.monotonic)

@@ -13,12 +13,13 @@ from google.protobuf import duration_pb2
 
 from crucible.port.training.v1 import training_pb2 as pb
 from crucible.port.training.v1 import training_pb2_grpc
+from crucible_adapters.operations import OrderedOperations
 from crucible_adapters.retries import Clock
 from crucible_adapters.tinker.checkpoints import REFERENCE, Upload, existing
 from crucible_adapters.tinker.connection import SYSTEM_CLOCK, Connection
 from crucible_adapters.tinker.errors import NOT_THERE
 from crucible_adapters.tinker.models import parse_lora
-from crucible_adapters.tinker.operations import OrderedOperations, Work
+from crucible_adapters.tinker.operations import TinkerExecutor, Work
 from crucible_adapters.tinker.options import TinkerOptions
 from crucible_adapters.tinker.requests import parse_adam, parse_pass, parse_ttl
 from crucible_adapters.tinker.session import TinkerSession
@@ -27,7 +28,6 @@ from crucible_kit.adapter import AdapterContext, AdapterDescription
 from crucible_kit.chunks import CHUNK_BYTES, crc32
 from crucible_kit.errors import KitchenError, NotFoundError, capability_missing, field_error
 
-MAX_WAIT_SECONDS = 30.0
 _SERVICE = pb.DESCRIPTOR.services_by_name["TrainingService"].full_name
 _DTYPES = ("", "auto", "float32")
 
@@ -36,7 +36,7 @@ _DTYPES = ("", "auto", "float32")
 class TrainingRecord(SessionRecord):
     """An open training session."""
 
-    operations: OrderedOperations
+    operations: OrderedOperations[Work]
     session: TinkerSession
     base_model: str
 
@@ -97,7 +97,7 @@ class TinkerTraining(training_pb2_grpc.TrainingServiceServicer):
             name = request.base_model_name or request.base_model
             session = TinkerSession(connection, service, client, facts, lora, base_model_name=name)
             return TrainingRecord(
-                operations=OrderedOperations(connection.limits, source=_SERVICE),
+                operations=OrderedOperations(TinkerExecutor(in_order=True), source=_SERVICE, limits=connection.limits),
                 session=session,
                 base_model=request.base_model,
                 release=partial(connection.close_service, service),
@@ -152,11 +152,9 @@ class TinkerTraining(training_pb2_grpc.TrainingServiceServicer):
 
     async def AwaitOperation(self, request: pb.AwaitOperationRequest, context: Any) -> pb.AwaitOperationResponse:
         record = self._sessions.get(request.session_id)
-        seconds = min(request.wait.seconds + request.wait.nanos / 1e9, MAX_WAIT_SECONDS)
-        operation = await record.operations.wait(request.operation_id, seconds)
+        response = await record.operations.wait(request, pb.AwaitOperationResponse)
         record.last_used = time.monotonic()
-        result: dict[str, Any] = {} if operation.result is None else dict([operation.result])
-        return pb.AwaitOperationResponse(operation=operation.now(), **result)
+        return response
 
     async def CancelOperation(self, request: pb.CancelOperationRequest, context: Any) -> pb.CancelOperationResponse:
         operation = self._sessions.get(request.session_id).operations.cancel(request.operation_id)

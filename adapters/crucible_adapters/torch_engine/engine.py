@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from crucible_adapters.operations import Limits, OrderedOperations, UnorderedOperations
 from crucible_adapters.torch_engine.checkpoint_store import CheckpointStore
 from crucible_adapters.torch_engine.compute import Compute
 from crucible_adapters.torch_engine.lora_files import load_adapter
@@ -23,7 +24,7 @@ from crucible_adapters.torch_engine.models import (
     pick_device,
     pick_dtype,
 )
-from crucible_adapters.torch_engine.operations import InFlightLimits, OrderedOperations, UnorderedOperations
+from crucible_adapters.torch_engine.operations import Work
 from crucible_adapters.torch_engine.parking import Parking
 from crucible_adapters.torch_engine.runtime import configure_torch, default_threads
 from crucible_adapters.torch_engine.session import DEFAULT_MICRO_BATCH_TOKENS, TrainingSession
@@ -73,7 +74,7 @@ class EngineOptions:
 class TrainingRecord(SessionRecord):
     """An open training session."""
 
-    operations: OrderedOperations
+    operations: OrderedOperations[Work]
     session: TrainingSession
     base_model: str
     """As the caller named it."""
@@ -99,7 +100,7 @@ class TrainingRecord(SessionRecord):
 class SamplingRecord(SessionRecord):
     """An open sampling session on a model of its own or on a training session's live weights."""
 
-    operations: UnorderedOperations
+    operations: UnorderedOperations[Work]
     model: LoadedModel
     followed: TrainingRecord | None = None
     release: Release = nothing_to_release
@@ -131,9 +132,7 @@ class Engine:
         self.sampling = SessionTable[SamplingRecord](
             limits={SAMPLING: options.max_sampling_sessions}, lease_seconds=options.lease_seconds
         )
-        self.in_flight = InFlightLimits(
-            operations=options.max_operations_in_flight, tokens=options.max_tokens_in_flight
-        )
+        self.in_flight = Limits(operations=options.max_operations_in_flight, tokens=options.max_tokens_in_flight)
         self.compute = Compute()
         self._configured = self.compute.submit(partial(configure_torch, options.threads or default_threads()))
         self._io = ThreadPoolExecutor(2, "io")

@@ -10,10 +10,11 @@ from google.protobuf import duration_pb2
 
 from crucible.port.sampling.v1 import sampling_pb2 as pb
 from crucible.port.sampling.v1 import sampling_pb2_grpc
+from crucible_adapters.operations import Result, UnorderedOperations
 from crucible_adapters.torch_engine.checkpoint import verify
 from crucible_adapters.torch_engine.engine import SAMPLING, Engine, Release, SamplingRecord, model_folder
 from crucible_adapters.torch_engine.models import LoadedModel
-from crucible_adapters.torch_engine.operations import Cancelled, Result, UnorderedOperations, Work
+from crucible_adapters.torch_engine.operations import Cancelled, ComputeExecutor, Work
 from crucible_adapters.torch_engine.requests import (
     check_tokens_in_flight,
     parse_prompt,
@@ -24,7 +25,6 @@ from crucible_adapters.torch_engine.sampler import Completion, compute_logprobs,
 from crucible_kit.errors import capability_missing, field_error
 from crucible_kit.tensors import pack_floats, pack_tokens
 
-MAX_WAIT_SECONDS = 30.0
 _SERVICE = pb.DESCRIPTOR.services_by_name["SamplingService"].full_name
 
 
@@ -100,11 +100,9 @@ class SamplingService(sampling_pb2_grpc.SamplingServiceServicer):
 
     async def AwaitOperation(self, request: pb.AwaitOperationRequest, context: Any) -> pb.AwaitOperationResponse:
         record = self._sessions.get(request.session_id)
-        seconds = min(request.wait.seconds + request.wait.nanos / 1e9, MAX_WAIT_SECONDS)
-        operation = await record.operations.wait(request.operation_id, seconds)
+        response = await record.operations.wait(request, pb.AwaitOperationResponse)
         record.renew()
-        result: dict[str, Any] = {} if operation.result is None else dict([operation.result])
-        return pb.AwaitOperationResponse(operation=operation.now(), **result)
+        return response
 
     async def CancelOperation(self, request: pb.CancelOperationRequest, context: Any) -> pb.CancelOperationResponse:
         operation = self._sessions.get(request.session_id).operations.cancel(request.operation_id)
@@ -124,7 +122,8 @@ class SamplingService(sampling_pb2_grpc.SamplingServiceServicer):
         return record
 
     async def _open(self, request: pb.CreateSamplingSessionRequest) -> SamplingRecord:
-        operations = UnorderedOperations(self._engine.compute.queue(), source=_SERVICE, limits=self._engine.in_flight)
+        executor = ComputeExecutor(self._engine.compute.queue())
+        operations = UnorderedOperations(executor, source=_SERVICE, limits=self._engine.in_flight)
         if request.checkpoint_base_model and request.WhichOneof("model") != "checkpoint_uri":
             raise field_error("checkpoint_base_model", "is set without checkpoint_uri: leave it out")
         match request.WhichOneof("model"):

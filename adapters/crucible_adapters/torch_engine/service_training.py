@@ -11,6 +11,7 @@ from google.protobuf import duration_pb2
 
 from crucible.port.training.v1 import training_pb2 as pb
 from crucible.port.training.v1 import training_pb2_grpc
+from crucible_adapters.operations import OrderedOperations, Result
 from crucible_adapters.torch_engine.batching import Datum
 from crucible_adapters.torch_engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from crucible_adapters.torch_engine.checkpoint_upload import CheckpointUpload
@@ -25,7 +26,7 @@ from crucible_adapters.torch_engine.engine import (
 from crucible_adapters.torch_engine.failures import storage_errors
 from crucible_adapters.torch_engine.lora_config import describe_lora, parse_lora
 from crucible_adapters.torch_engine.loss import TokenLoss
-from crucible_adapters.torch_engine.operations import Cancelled, OrderedOperations, Result, Work
+from crucible_adapters.torch_engine.operations import Cancelled, ComputeExecutor, Work
 from crucible_adapters.torch_engine.optimizer import AdamWOptions
 from crucible_adapters.torch_engine.requests import (
     check_tokens_in_flight,
@@ -40,7 +41,6 @@ from crucible_kit.errors import field_error
 from crucible_kit.faults import fault_point
 from crucible_kit.tensors import to_tensor
 
-MAX_WAIT_SECONDS = 30.0
 _SERVICE = pb.DESCRIPTOR.services_by_name["TrainingService"].full_name
 
 
@@ -74,7 +74,9 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
                 await release()
 
             return TrainingRecord(
-                operations=OrderedOperations(engine.compute.queue(), source=_SERVICE, limits=engine.in_flight),
+                operations=OrderedOperations(
+                    ComputeExecutor(engine.compute.queue()), source=_SERVICE, limits=engine.in_flight
+                ),
                 session=session,
                 base_model=request.base_model,
                 parking=engine.parking,
@@ -141,11 +143,9 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
 
     async def AwaitOperation(self, request: pb.AwaitOperationRequest, context: Any) -> pb.AwaitOperationResponse:
         record = self._sessions.get(request.session_id)
-        seconds = min(request.wait.seconds + request.wait.nanos / 1e9, MAX_WAIT_SECONDS)
-        operation = await record.operations.wait(request.operation_id, seconds)
+        response = await record.operations.wait(request, pb.AwaitOperationResponse)
         record.renew()
-        result: dict[str, Any] = {} if operation.result is None else dict([operation.result])
-        return pb.AwaitOperationResponse(operation=operation.now(), **result)
+        return response
 
     async def CancelOperation(self, request: pb.CancelOperationRequest, context: Any) -> pb.CancelOperationResponse:
         operation = self._sessions.get(request.session_id).operations.cancel(request.operation_id)

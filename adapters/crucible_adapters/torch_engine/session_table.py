@@ -8,12 +8,12 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from crucible_adapters.operations import Operations, digest_of
 from crucible_adapters.threads import retrieve
-from crucible_adapters.torch_engine.operations import Operations, digest_of
 from crucible_kit.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class SessionRecord:
     """What every open session has."""
 
-    operations: Operations
+    operations: Operations[Any]
     session_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     last_used: float = field(default_factory=time.monotonic)
 

@@ -12,16 +12,12 @@ from typing import Generic, TypeVar
 from google.protobuf.message import Message
 from pydantic import Field
 
-from crucible_adapters.fakes.fixed import MODELS
+from crucible_adapters.fakes.fixed import MODELS, fixed_time
 from crucible_adapters.fakes.toy.model import ToyModel, ToySize, base_model
-from crucible_adapters.fakes.toy.operations import (
-    OrderedOperations,
-    UnorderedOperations,
-    digest_of,
-    nothing,
-)
+from crucible_adapters.fakes.toy.operations import Work, nothing
 from crucible_adapters.fakes.toy.session import ToySession
 from crucible_adapters.fakes.toy.store import CheckpointStore
+from crucible_adapters.operations import Limits, OrderedOperations, Stamps, UnorderedOperations, digest_of
 from crucible_adapters.threads import Threads
 from crucible_kit.adapter import AdapterContext, AdapterOptions
 from crucible_kit.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
@@ -51,7 +47,7 @@ class TrainingRecord:
     """An open training session."""
 
     session_id: str
-    operations: OrderedOperations
+    operations: OrderedOperations[Work]
     session: ToySession
     base_model: str
     base_model_name: str
@@ -70,7 +66,7 @@ class SamplingRecord:
     """
 
     session_id: str
-    operations: UnorderedOperations
+    operations: UnorderedOperations[Work]
     model: ToyModel
     followed: TrainingRecord | None = None
     last_used: float = 0.0
@@ -190,9 +186,16 @@ class ToyEngine:
         self.clock: Callable[[], float] = time.monotonic
         self.gate = asyncio.Event()
         self.gate.set()
-        self.hold_seconds = options.hold_seconds
-        self.max_operations = options.max_operations_in_flight
-        self.max_tokens = options.max_tokens_in_flight
+        self.limits = Limits(
+            operations=options.max_operations_in_flight,
+            tokens=options.max_tokens_in_flight,
+            hold_seconds=options.hold_seconds,
+        )
+        self.stamps = Stamps(
+            new_id=lambda sequence: f"op-{sequence}",
+            wall_nanos=lambda: fixed_time().ToNanoseconds(),
+            clock=lambda: self.clock(),
+        )
         self.store = CheckpointStore(lambda: self.clock())
         limits = (options.max_sessions, options.lease_seconds, lambda: self.clock())
         self.training = SessionTable[TrainingRecord]("training", *limits)
