@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from crucible.port.training.v1 import training_pb2
-from crucible_adapters.torch_engine.session_table import SessionRecord, SessionTable
+from crucible_adapters.sessions import SessionRecord, SessionTable
 from crucible_adapters.torch_engine.shared_models import SharedModels
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from crucible_adapters.llm.errors import Provider
 from crucible_adapters.operations import Limits
 from crucible_adapters.retries import Clock
+from crucible_adapters.sessions import SessionTable
 from crucible_adapters.threads import retrieve
 from crucible_adapters.tinker.checkpoints import Checkpoints
 from crucible_adapters.tinker.errors import NOT_THERE, REFUSED, translated
 from crucible_adapters.tinker.models import ModelFacts, model_facts
 from crucible_adapters.tinker.options import TinkerOptions
-from crucible_adapters.tinker.session_table import SessionTable
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import FailedPreconditionError, KitchenError, NotFoundError, field_error
 
@@ -48,9 +48,9 @@ class Connection:
         self.options = options
         self.said = Provider(name="tinker", address=options.base_url or _ADDRESS, secrets=(key,) if key else ())
         self.checkpoints = Checkpoints()
-        limits = {"max_sessions": options.max_sessions, "lease_seconds": options.lease_seconds}
-        self.training: SessionTable[TrainingRecord] = SessionTable("training", **limits)
-        self.sampling: SessionTable[SamplingRecord] = SessionTable("sampling", **limits)
+        limit, lease = options.max_sessions, options.lease_seconds
+        self.training: SessionTable[TrainingRecord] = SessionTable(limits={"training": limit}, lease_seconds=lease)
+        self.sampling: SessionTable[SamplingRecord] = SessionTable(limits={"sampling": limit}, lease_seconds=lease)
         self.limits = Limits(
             operations=options.max_operations_in_flight,
             tokens=options.max_tokens_in_flight,
@@ -97,8 +97,8 @@ class Connection:
         if self._leases is not None:
             self._leases.cancel()
             await asyncio.gather(self._leases, return_exceptions=True)
-        await self.sampling.close_all()
-        await self.training.close_all()
+        await self.sampling.close_all(cancel=False)
+        await self.training.close_all(cancel=False)
         for task in (self._shared, self._rest):
             if task is None:
                 continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ from crucible.port.sampling.v1 import sampling_pb2 as pb
 from crucible.port.sampling.v1 import sampling_pb2_grpc
 from crucible_adapters.operations import Result, UnorderedOperations
 from crucible_adapters.retries import Clock
+from crucible_adapters.sessions import SessionRecord
 from crucible_adapters.tinker.checkpoints import not_there
 from crucible_adapters.tinker.connection import SYSTEM_CLOCK, Connection
 from crucible_adapters.tinker.errors import NOT_THERE, REFUSED
@@ -23,7 +23,6 @@ from crucible_adapters.tinker.models import ModelFacts
 from crucible_adapters.tinker.operations import TinkerExecutor, Work
 from crucible_adapters.tinker.options import TinkerOptions
 from crucible_adapters.tinker.requests import check_tokens_in_flight, parse_prompt, parse_sampling, sampled_tokens
-from crucible_adapters.tinker.session_table import SessionRecord
 from crucible_kit.adapter import AdapterContext, AdapterDescription
 from crucible_kit.errors import KitchenError, capability_missing, field_error
 from crucible_kit.tensors import pack_floats, pack_tokens
@@ -90,7 +89,7 @@ class TinkerSampling(sampling_pb2_grpc.SamplingServiceServicer):
     async def CreateSamplingSession(
         self, request: pb.CreateSamplingSessionRequest, context: Any
     ) -> pb.CreateSamplingSessionResponse:
-        record = await self._sessions.create(request.request_id, request, partial(self._open, request))
+        record = await self._sessions.create(request.request_id, request, partial(self._open, request), kind="sampling")
         return pb.CreateSamplingSessionResponse(
             session_id=record.session_id,
             vocab_size=record.facts.vocab_size,
@@ -230,7 +229,7 @@ class TinkerSampling(sampling_pb2_grpc.SamplingServiceServicer):
     async def AwaitOperation(self, request: pb.AwaitOperationRequest, context: Any) -> pb.AwaitOperationResponse:
         record = self._session(request.session_id)
         response = await record.operations.wait(request, pb.AwaitOperationResponse)
-        record.last_used = time.monotonic()
+        record.renew()
         return response
 
     async def CancelOperation(self, request: pb.CancelOperationRequest, context: Any) -> pb.CancelOperationResponse:

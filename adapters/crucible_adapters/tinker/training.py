@@ -15,6 +15,7 @@ from crucible.port.training.v1 import training_pb2 as pb
 from crucible.port.training.v1 import training_pb2_grpc
 from crucible_adapters.operations import OrderedOperations
 from crucible_adapters.retries import Clock
+from crucible_adapters.sessions import SessionRecord
 from crucible_adapters.tinker.checkpoints import REFERENCE, Upload, existing
 from crucible_adapters.tinker.connection import SYSTEM_CLOCK, Connection
 from crucible_adapters.tinker.errors import NOT_THERE
@@ -23,7 +24,6 @@ from crucible_adapters.tinker.operations import TinkerExecutor, Work
 from crucible_adapters.tinker.options import TinkerOptions
 from crucible_adapters.tinker.requests import parse_adam, parse_pass, parse_ttl
 from crucible_adapters.tinker.session import TinkerSession
-from crucible_adapters.tinker.session_table import SessionRecord
 from crucible_kit.adapter import AdapterContext, AdapterDescription
 from crucible_kit.chunks import CHUNK_BYTES, crc32
 from crucible_kit.errors import KitchenError, NotFoundError, capability_missing, field_error
@@ -103,7 +103,7 @@ class TinkerTraining(training_pb2_grpc.TrainingServiceServicer):
                 release=partial(connection.close_service, service),
             )
 
-        record = await self._sessions.create(request.request_id, request, make)
+        record = await self._sessions.create(request.request_id, request, make, kind="training")
         return pb.CreateTrainingSessionResponse(session=self._describe(record))
 
     async def GetTrainingSession(
@@ -153,7 +153,7 @@ class TinkerTraining(training_pb2_grpc.TrainingServiceServicer):
     async def AwaitOperation(self, request: pb.AwaitOperationRequest, context: Any) -> pb.AwaitOperationResponse:
         record = self._sessions.get(request.session_id)
         response = await record.operations.wait(request, pb.AwaitOperationResponse)
-        record.last_used = time.monotonic()
+        record.renew()
         return response
 
     async def CancelOperation(self, request: pb.CancelOperationRequest, context: Any) -> pb.CancelOperationResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from crucible_adapters.operations import Limits, OrderedOperations, UnorderedOperations
+from crucible_adapters.sessions import Release, SessionRecord, SessionTable
 from crucible_adapters.torch_engine.checkpoint_store import CheckpointStore
 from crucible_adapters.torch_engine.compute import Compute
 from crucible_adapters.torch_engine.lora_files import load_adapter
@@ -28,7 +29,6 @@ from crucible_adapters.torch_engine.operations import Work
 from crucible_adapters.torch_engine.parking import Parking
 from crucible_adapters.torch_engine.runtime import configure_torch, default_threads
 from crucible_adapters.torch_engine.session import DEFAULT_MICRO_BATCH_TOKENS, TrainingSession
-from crucible_adapters.torch_engine.session_table import SessionRecord, SessionTable
 from crucible_adapters.torch_engine.shared_models import SharedModels
 from crucible_kit.errors import KitchenError, field_error
 
@@ -39,12 +39,6 @@ FULL, LORA, SAMPLING = "full", "lora", "sampling"
 _LEASE_CHECK_SECONDS = 15.0
 
 Value = TypeVar("Value")
-Release = Callable[[], Awaitable[None]]
-"""Gives back what a session computes with."""
-
-
-async def nothing_to_release() -> None:
-    """Of a session whose model is its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +74,6 @@ class TrainingRecord(SessionRecord):
     """As the caller named it."""
     parking: Parking
     trainable_parameters: int
-    release: Release = nothing_to_release
 
     def resident(self, work: Callable[..., Value]) -> Callable[..., Value]:
         """`work`, which computes with the session, after its tensors were brought back from where they are parked."""
@@ -91,10 +84,6 @@ class TrainingRecord(SessionRecord):
 
         return run
 
-    async def close(self) -> None:
-        await super().close()
-        await self.release()
-
 
 @dataclass(kw_only=True, eq=False)
 class SamplingRecord(SessionRecord):
@@ -103,7 +92,6 @@ class SamplingRecord(SessionRecord):
     operations: UnorderedOperations[Work]
     model: LoadedModel
     followed: TrainingRecord | None = None
-    release: Release = nothing_to_release
 
     def resident(self, work: Callable[..., Value]) -> Callable[..., Value]:
         """`work`, with the followed session's tensors in memory."""
@@ -112,10 +100,6 @@ class SamplingRecord(SessionRecord):
     def weights_version(self) -> int:
         """Version of the weights, read on the compute thread; 0 for weights that never change."""
         return 0 if self.followed is None else self.followed.session.weights_version
-
-    async def close(self) -> None:
-        await super().close()
-        await self.release()
 
 
 class Engine:
@@ -216,8 +200,8 @@ class Engine:
         """End all sessions and threads; running work is waited for."""
         self._leases.cancel()
         await asyncio.gather(self._leases, return_exceptions=True)
-        await self.sampling.close_all()
-        await self.training.close_all()
+        await self.sampling.close_all(cancel=True)
+        await self.training.close_all(cancel=True)
         await self._shared.close()
         await self.on_io(self.compute.close)
         self._io.shutdown()

@@ -12,6 +12,7 @@ from google.protobuf import duration_pb2
 from crucible.port.training.v1 import training_pb2 as pb
 from crucible.port.training.v1 import training_pb2_grpc
 from crucible_adapters.operations import OrderedOperations, Result
+from crucible_adapters.sessions import nothing_to_release
 from crucible_adapters.torch_engine.batching import Datum
 from crucible_adapters.torch_engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from crucible_adapters.torch_engine.checkpoint_upload import CheckpointUpload
@@ -21,7 +22,6 @@ from crucible_adapters.torch_engine.engine import (
     Engine,
     TrainingRecord,
     model_folder,
-    nothing_to_release,
 )
 from crucible_adapters.torch_engine.failures import storage_errors
 from crucible_adapters.torch_engine.lora_config import describe_lora, parse_lora

@@ -18,11 +18,10 @@ from crucible_adapters.fakes.toy.operations import Work, nothing
 from crucible_adapters.fakes.toy.session import ToySession
 from crucible_adapters.fakes.toy.store import CheckpointStore
 from crucible_adapters.operations import Limits, OrderedOperations, Stamps, UnorderedOperations, digest_of
+from crucible_adapters.sessions import no_session, request_id_reused, too_many_sessions
 from crucible_adapters.threads import Threads
 from crucible_kit.adapter import AdapterContext, AdapterOptions
-from crucible_kit.errors import InvalidArgumentError, NotFoundError, ResourceExhaustedError
-
-_RETRY_SECONDS = 5.0
+from crucible_kit.errors import NotFoundError
 
 
 class ToyOptions(AdapterOptions):
@@ -107,19 +106,10 @@ class SessionTable(Generic[Record]):
         known = self._requests.get(request_id)
         if known is not None:
             if known[0] != digest:
-                raise InvalidArgumentError(
-                    f"request_id: {request_id} was used for another request: use a new UUID",
-                    reason="REQUEST_ID_REUSED",
-                    metadata={"field": "request_id", "request_id": request_id},
-                )
+                raise request_id_reused(request_id)
             return self.get(known[1])
         if len(self._records) >= self.max_sessions:
-            raise ResourceExhaustedError(
-                f"{len(self._records)} {self.kind} sessions are open, the most there may be: close one first",
-                reason="TOO_MANY_SESSIONS",
-                metadata={"limit": self.max_sessions, "open": len(self._records)},
-                retry_delay=_RETRY_SECONDS,
-            )
+            raise too_many_sessions(self.kind, len(self._records), self.max_sessions)
         name = f"{self.kind}-{hashlib.sha256(request_id.encode()).hexdigest()[:20]}"
         times = self._given.get(name, 0) + 1
         session_id = name if times == 1 else f"{name}-{times}"
@@ -135,11 +125,7 @@ class SessionTable(Generic[Record]):
         self._expire()
         record = self._records.get(session_id)
         if record is None:
-            raise NotFoundError(
-                f"{field}: no open session {session_id!r}: create one, from the last checkpoint if there is one",
-                reason="SESSION_NOT_FOUND",
-                metadata={"session_id": session_id},
-            )
+            raise no_session(session_id, field)
         record.last_used = self.clock()
         return record
 
