@@ -1,18 +1,15 @@
-"""What the adapters of training and sampling share: the library's clients, sessions, checkpoints, models."""
+"""The library's clients, the checkpoints and models that are known, and what calls to Tinker become."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Awaitable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from crucible_adapters.llm.errors import Provider
-from crucible_adapters.operations import Limits
 from crucible_adapters.retries import Clock
-from crucible_adapters.sessions import SessionTable
 from crucible_adapters.threads import retrieve
 from crucible_adapters.tinker.checkpoints import Checkpoints
 from crucible_adapters.tinker.errors import NOT_THERE, REFUSED, translated
@@ -21,84 +18,37 @@ from crucible_adapters.tinker.options import TinkerOptions
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import FailedPreconditionError, KitchenError, NotFoundError, field_error
 
-if TYPE_CHECKING:
-    from crucible_adapters.tinker.sampling import SamplingRecord
-    from crucible_adapters.tinker.training import TrainingRecord
-
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-SYSTEM_CLOCK = Clock()
 _ADDRESS = "its hosted API"
 _EXTRA = "crucible-kitchen[tinker]"
-_LEASE_CHECK_SECONDS = 15.0
 _CLOSE_SECONDS = 5.0
 
 
 class Connection:
-    """One for adapters in the same data folder with equal options and the same key. Made by `join`, and gone when all
-    who joined it have left.
+    """One account at Tinker.
 
     Attributes:
         said: makes errors.
     """
 
-    _running: dict[tuple[str, ...], Connection] = {}  # noqa: RUF012 - the adapters are made apart and meet here
-
-    def __init__(self, options: TinkerOptions, key: str, clock: Clock, identity: tuple[str, ...]) -> None:
+    def __init__(self, options: TinkerOptions, key: str, clock: Clock) -> None:
         self.options = options
         self.said = Provider(name="tinker", address=options.base_url or _ADDRESS, secrets=(key,) if key else ())
         self.checkpoints = Checkpoints()
-        limit, lease = options.max_sessions, options.lease_seconds
-        self.training: SessionTable[TrainingRecord] = SessionTable(limits={"training": limit}, lease_seconds=lease)
-        self.sampling: SessionTable[SamplingRecord] = SessionTable(limits={"sampling": limit}, lease_seconds=lease)
-        self.limits = Limits(
-            operations=options.max_operations_in_flight,
-            tokens=options.max_tokens_in_flight,
-            hold_seconds=options.hold_seconds,
-        )
         self._key = key
         self._clock = clock
-        self._identity = identity
-        self._users = 0
         self._shared: asyncio.Task[Any] | None = None
         self._rest: asyncio.Task[Any] | None = None
         self._told: dict[str, int | None] | None = None
-        self._leases: asyncio.Task[None] | None = None
         self._closed = False
 
-    @classmethod
-    def join(cls, options: TinkerOptions, context: AdapterContext, clock: Clock = SYSTEM_CLOCK) -> Connection:
-        """The connection of a data folder, of options and of a key.
-
-        Raises:
-            FailedPreconditionError: PACKAGE_MISSING without the library.
-            InvalidArgumentError: MANIFEST_INVALID for an address or a key that can't be one.
-        """
-        if find_spec("tinker") is None:
-            raise _package_missing()
-        if "@" in options.base_url:
-            problem = "must hold no user or password: give the key as the secret api_key"
-            raise field_error("options.base_url", problem, reason="MANIFEST_INVALID")
-        key = _usable_key(context.secrets.get("api_key", ""))
-        folder = str(context.data_dir.resolve())
-        identity = (folder, options.model_dump_json(), hashlib.sha256(key.encode()).hexdigest())
-        connection = cls._running.get(identity) or cls(options, key, clock, identity)
-        cls._running[identity] = connection
-        connection._users += 1
-        return connection
-
-    async def leave(self) -> None:
-        """Closes the connection when nobody is left."""
-        self._users -= 1
-        if self._users:
-            return
+    def refuse(self) -> None:
+        """Opens no more clients."""
         self._closed = True
-        self._running.pop(self._identity, None)
-        if self._leases is not None:
-            self._leases.cancel()
-            await asyncio.gather(self._leases, return_exceptions=True)
-        await self.sampling.close_all(cancel=False)
-        await self.training.close_all(cancel=False)
+
+    async def close(self) -> None:
+        """Ends the clients that there are."""
         for task in (self._shared, self._rest):
             if task is None:
                 continue
@@ -120,8 +70,6 @@ class Connection:
             raise self.said.closed()
         if not self._key:
             raise self.said.no_key()
-        if self._leases is None:
-            self._leases = asyncio.create_task(self._watch_leases())
         return await self.result(asyncio.to_thread(self._open, has_session))
 
     def _open(self, has_session: bool) -> Any:
@@ -217,15 +165,20 @@ class Connection:
                 raise
             raise known from None
 
-    async def _watch_leases(self) -> None:
-        while True:
-            await asyncio.sleep(_LEASE_CHECK_SECONDS)
-            try:
-                await self.sampling.close_expired()
-                await self.training.close_expired()
-            # One session that can't be closed must not keep the others open.
-            except Exception:
-                logger.exception("leases were not all looked after, the next round is soon")
+
+def usable_key(options: TinkerOptions, context: AdapterContext) -> str:
+    """The key to connect with.
+
+    Raises:
+        FailedPreconditionError: PACKAGE_MISSING without the library.
+        InvalidArgumentError: MANIFEST_INVALID for an address or a key that can't be one.
+    """
+    if find_spec("tinker") is None:
+        raise _package_missing()
+    if "@" in options.base_url:
+        problem = "must hold no user or password: give the key as the secret api_key"
+        raise field_error("options.base_url", problem, reason="MANIFEST_INVALID")
+    return _checked_key(context.secrets.get("api_key", ""))
 
 
 def _package_missing() -> FailedPreconditionError:
@@ -236,7 +189,7 @@ def _package_missing() -> FailedPreconditionError:
     )
 
 
-def _usable_key(value: str) -> str:
+def _checked_key(value: str) -> str:
     """The key without the line end that a file leaves. The library refuses others, with a text that shows them."""
     key = value.strip()
     if key and not (key.startswith(("tml-", "eyJ")) and all("!" <= each <= "~" for each in key)):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from google.protobuf import duration_pb2
@@ -15,51 +13,18 @@ from crucible.port.sampling.v1 import sampling_pb2 as pb
 from crucible.port.sampling.v1 import sampling_pb2_grpc
 from crucible_adapters.operations import Result, UnorderedOperations
 from crucible_adapters.retries import Clock
-from crucible_adapters.sessions import SessionRecord
 from crucible_adapters.tinker.checkpoints import not_there
-from crucible_adapters.tinker.connection import SYSTEM_CLOCK, Connection
 from crucible_adapters.tinker.errors import NOT_THERE, REFUSED
-from crucible_adapters.tinker.models import ModelFacts
 from crucible_adapters.tinker.operations import TinkerExecutor, Work
 from crucible_adapters.tinker.options import TinkerOptions
 from crucible_adapters.tinker.requests import check_tokens_in_flight, parse_prompt, parse_sampling, sampled_tokens
+from crucible_adapters.tinker.sessions import SYSTEM_CLOCK, SamplingRecord, TinkerSessions, no_retries
 from crucible_kit.adapter import AdapterContext, AdapterDescription
 from crucible_kit.errors import KitchenError, capability_missing, field_error
 from crucible_kit.tensors import pack_floats, pack_tokens
 
-if TYPE_CHECKING:
-    from crucible_adapters.tinker.training import TrainingRecord
-
 _SERVICE = pb.DESCRIPTOR.services_by_name["SamplingService"].full_name
 _REASONS = {"stop": pb.STOP_REASON_STOP, "length": pb.STOP_REASON_LENGTH}
-
-
-@dataclass(kw_only=True, eq=False)
-class SamplingRecord(SessionRecord):
-    """An open sampling session.
-
-    Attributes:
-        client: the library's SamplingClient; that of a followed session is made when it is needed.
-        version: of the client's weights; 0 for weights that never change.
-        followed: the training session whose weights it samples.
-    """
-
-    operations: UnorderedOperations[Work]
-    facts: ModelFacts
-    client: Any = None
-    version: int = 0
-    followed: TrainingRecord | None = None
-    refreshing: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    async def now(self) -> tuple[Any, int]:
-        """The client of the weights now, and their version."""
-        if self.followed is None:
-            return self.client, 0
-        async with self.refreshing:
-            session = self.followed.session
-            if self.client is None or self.version != session.next_version:
-                self.version, self.client = await session.publish(no_retries())
-            return self.client, self.version
 
 
 class TinkerSampling(sampling_pb2_grpc.SamplingServiceServicer):
@@ -79,16 +44,18 @@ class TinkerSampling(sampling_pb2_grpc.SamplingServiceServicer):
 
     def __init__(self, options: TinkerOptions, context: AdapterContext, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._options = options
-        self._connection = Connection.join(options, context, clock)
-        self._sessions = self._connection.sampling
+        self._shared = TinkerSessions.join(options, context, clock)
+        self._connection = self._shared.connection
+        self._sessions = self._shared.sampling
 
     async def close(self) -> None:
         """Leaves the connection, which ends with the last who does."""
-        await self._connection.leave()
+        await self._shared.leave()
 
     async def CreateSamplingSession(
         self, request: pb.CreateSamplingSessionRequest, context: Any
     ) -> pb.CreateSamplingSessionResponse:
+        self._shared.watch_leases()
         record = await self._sessions.create(request.request_id, request, partial(self._open, request), kind="sampling")
         return pb.CreateSamplingSessionResponse(
             session_id=record.session_id,
@@ -99,13 +66,13 @@ class TinkerSampling(sampling_pb2_grpc.SamplingServiceServicer):
 
     async def _open(self, request: pb.CreateSamplingSessionRequest) -> SamplingRecord:
         connection = self._connection
-        operations = UnorderedOperations(TinkerExecutor(in_order=False), source=_SERVICE, limits=connection.limits)
+        operations = UnorderedOperations(TinkerExecutor(in_order=False), source=_SERVICE, limits=self._shared.limits)
         kind = request.WhichOneof("model")
         if request.checkpoint_base_model and kind != "checkpoint_uri":
             raise field_error("checkpoint_base_model", "is set without checkpoint_uri: leave it out")
         match kind:
             case "training_session_id":
-                followed = connection.training.get(request.training_session_id, field="training_session_id")
+                followed = self._shared.training.get(request.training_session_id, field="training_session_id")
                 return SamplingRecord(operations=operations, facts=followed.session.facts, followed=followed)
             case "checkpoint_uri":
                 return await self._open_checkpoint(request, operations)
@@ -245,7 +212,7 @@ class TinkerSampling(sampling_pb2_grpc.SamplingServiceServicer):
     def _session(self, session_id: str) -> SamplingRecord:
         record = self._sessions.get(session_id)
         if record.followed is not None:
-            self._connection.training.get(record.followed.session_id, field="training_session_id")
+            self._shared.training.get(record.followed.session_id, field="training_session_id")
         return record
 
 
@@ -254,10 +221,3 @@ def _scores(logprobs: Any, tokens: int) -> bytes:
     if logprobs is None or len(logprobs) != tokens or np.isnan(logprobs[1:]).any():
         raise ValueError(f"no logprob for each of {tokens} prompt tokens")
     return pack_floats(logprobs[1:])
-
-
-def no_retries() -> Any:
-    """The library's sampling clients try nothing again."""
-    from tinker.lib.retry_handler import RetryConfig
-
-    return RetryConfig(enable_retry_logic=False, enable_stuck_detection=False)

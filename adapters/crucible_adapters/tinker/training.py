@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,30 +14,20 @@ from crucible.port.training.v1 import training_pb2 as pb
 from crucible.port.training.v1 import training_pb2_grpc
 from crucible_adapters.operations import OrderedOperations
 from crucible_adapters.retries import Clock
-from crucible_adapters.sessions import SessionRecord
 from crucible_adapters.tinker.checkpoints import REFERENCE, Upload, existing
-from crucible_adapters.tinker.connection import SYSTEM_CLOCK, Connection
 from crucible_adapters.tinker.errors import NOT_THERE
 from crucible_adapters.tinker.models import parse_lora
 from crucible_adapters.tinker.operations import TinkerExecutor, Work
 from crucible_adapters.tinker.options import TinkerOptions
 from crucible_adapters.tinker.requests import parse_adam, parse_pass, parse_ttl
 from crucible_adapters.tinker.session import TinkerSession
+from crucible_adapters.tinker.sessions import SYSTEM_CLOCK, TinkerSessions, TrainingRecord
 from crucible_kit.adapter import AdapterContext, AdapterDescription
 from crucible_kit.chunks import CHUNK_BYTES, crc32
 from crucible_kit.errors import KitchenError, NotFoundError, capability_missing, field_error
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["TrainingService"].full_name
 _DTYPES = ("", "auto", "float32")
-
-
-@dataclass(kw_only=True, eq=False)
-class TrainingRecord(SessionRecord):
-    """An open training session."""
-
-    operations: OrderedOperations[Work]
-    session: TinkerSession
-    base_model: str
 
 
 class TinkerTraining(training_pb2_grpc.TrainingServiceServicer):
@@ -58,12 +47,13 @@ class TinkerTraining(training_pb2_grpc.TrainingServiceServicer):
 
     def __init__(self, options: TinkerOptions, context: AdapterContext, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._options = options
-        self._connection = Connection.join(options, context, clock)
-        self._sessions = self._connection.training
+        self._shared = TinkerSessions.join(options, context, clock)
+        self._connection = self._shared.connection
+        self._sessions = self._shared.training
 
     async def close(self) -> None:
         """Leaves the connection, which ends with the last who does."""
-        await self._connection.leave()
+        await self._shared.leave()
 
     async def CreateTrainingSession(
         self, request: pb.CreateTrainingSessionRequest, context: Any
@@ -73,7 +63,7 @@ class TinkerTraining(training_pb2_grpc.TrainingServiceServicer):
         if request.dtype not in _DTYPES:
             raise field_error("dtype", f"is {request.dtype!r}, but Tinker chooses the type itself: send auto")
         lora = parse_lora(request.lora)
-        connection = self._connection
+        connection, limits = self._connection, self._shared.limits
 
         async def make() -> TrainingRecord:
             facts = await connection.facts(request.base_model)
@@ -97,12 +87,13 @@ class TinkerTraining(training_pb2_grpc.TrainingServiceServicer):
             name = request.base_model_name or request.base_model
             session = TinkerSession(connection, service, client, facts, lora, base_model_name=name)
             return TrainingRecord(
-                operations=OrderedOperations(TinkerExecutor(in_order=True), source=_SERVICE, limits=connection.limits),
+                operations=OrderedOperations(TinkerExecutor(in_order=True), source=_SERVICE, limits=limits),
                 session=session,
                 base_model=request.base_model,
                 release=partial(connection.close_service, service),
             )
 
+        self._shared.watch_leases()
         record = await self._sessions.create(request.request_id, request, make, kind="training")
         return pb.CreateTrainingSessionResponse(session=self._describe(record))
 
