@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
 
 from crucible.adapter.v1 import adapter_pb2, adapter_pb2_grpc
 from crucible_kit.adapter import CONTRACT_VERSIONS, distribution_version
@@ -14,9 +17,6 @@ from crucible_kit.conformance.probe import ProbeChannel
 from crucible_kit.conformance.settings import SuiteSettings
 from crucible_kit.errors import KitchenError
 from crucible_kit.ports import PORTS, Port
-
-if TYPE_CHECKING:
-    from crucible_kit.conformance.requirement import Suite
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Context(Generic[Settings]):
 
     Attributes:
         port: the port under test.
-        suite: its suite.
+        suite: its suite, as far as it says how the port is called.
         settings: of the suite.
         channel: to the adapter; sends requests unchecked.
         stub: the port's generated stub over it.
@@ -43,7 +43,7 @@ class Context(Generic[Settings]):
     """
 
     def __init__(
-        self, channel: Channel, suite: Suite, settings: Settings, info: adapter_pb2.GetAdapterInfoResponse
+        self, channel: Channel, suite: Calls, settings: Settings, info: adapter_pb2.GetAdapterInfoResponse
     ) -> None:
         self.port: Port = PORTS[suite.port]
         self.suite = suite
@@ -76,7 +76,7 @@ class Context(Generic[Settings]):
         """What the adapter declares for all its ports."""
         return frozenset(name for each in self.info.ports for name in each.capabilities)
 
-    def beside(self, suite: Suite, settings: Other) -> Context[Other]:
+    def beside(self, suite: Calls, settings: Other) -> Context[Other]:
         """The same adapter, for calls of another of its ports."""
         other = Context(self.channel, suite, settings, self.info)
         # One run: names are told apart, and what one leaves behind goes with the other's.
@@ -133,6 +133,29 @@ class Context(Generic[Settings]):
         self._make_stubs()
         self.info = await handshake(self.adapter)
         return self.info
+
+
+Samples = Mapping[str, Message | Sequence[Message]]
+Undo = Callable[[Context[Any], Sequence[Any], Any], Awaitable[None]]
+"""Given the messages of a call and its answer, None if there was none, takes back what the call did."""
+
+
+@dataclass(kw_only=True)
+class Calls:
+    """What the checks of all ports need to call one.
+
+    Attributes:
+        port: name of the port, or `all`.
+        make_samples: one valid request for each method it names (a list of them for a method that takes a stream),
+            with real sessions and handles; of other methods requests are made from the proto alone.
+        ping: a cheap call that must be answered and changes nothing.
+        undo: by method, what takes back its effect after the check.
+    """
+
+    port: str
+    make_samples: Callable[[Context[Any]], Awaitable[Samples]] | None = None
+    ping: Callable[[Context[Any]], Awaitable[Any]] | None = None
+    undo: dict[str, Undo] = field(default_factory=dict)
 
 
 async def handshake(adapter: Any) -> adapter_pb2.GetAdapterInfoResponse:

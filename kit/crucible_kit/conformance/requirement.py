@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from google.protobuf.message import Message
-
-from crucible_kit.conformance.context import Context
+from crucible_kit.conformance.context import Calls, Context, Samples, Undo
 from crucible_kit.conformance.settings import SuiteSettings
 
 Check = Callable[[Context[Any]], Awaitable[None]]
-Samples = Mapping[str, Message | Sequence[Message]]
-Undo = Callable[[Context[Any], Sequence[Any], Any], Awaitable[None]]
-"""Given the messages of a call and its answer, None if there was none, takes back what the call did."""
 ALL_PORTS = "all"
 _ID = re.compile(r"[A-Z]{3}-[A-Z]+-[0-9]{2}")
 
@@ -64,25 +59,16 @@ class Requirement:
 
 
 @dataclass(kw_only=True)
-class Suite:
+class Suite(Calls):
     """The requirements of one port, and what the checks of all ports need to call it.
 
     Attributes:
-        port: name of the port, or `all`.
         settings: type of its settings.
         requirements: in the order of their definition.
-        make_samples: one valid request for each method it names (a list of them for a method that takes a stream),
-            with real sessions and handles; of other methods requests are made from the proto alone.
-        ping: a cheap call that must be answered and changes nothing.
-        undo: by method, what takes back its effect after the check.
     """
 
-    port: str
     settings: type[SuiteSettings] = SuiteSettings
     requirements: list[Requirement] = field(default_factory=list)
-    make_samples: Callable[[Context[Any]], Awaitable[Samples]] | None = None
-    ping: Callable[[Context[Any]], Awaitable[Any]] | None = None
-    undo: dict[str, Undo] = field(default_factory=dict)
 
     def requirement(
         self,
