@@ -23,9 +23,9 @@ from tests.embedding.wires import WIRES as EMBEDDING_WIRES
 from tests.engine.tiny import save_tiny_model
 from tests.hub.fake_hub import FakeHub
 from tests.hub.forking import forking, started
-from tests.llm.environment import without_settings
 from tests.llm.model import ModelServer
 from tests.llm.wires import MODEL, WIRES
+from tests.providers import without_settings
 from tests.python_bridge.conftest import toy_options
 from tests.stalls import count_running_time
 

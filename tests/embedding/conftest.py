@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,42 +10,24 @@ import pytest
 
 from crucible.port.embedding.v1 import embedding_pb2 as pb
 from crucible_kit.adapter import AdapterContext
+from tests import providers
 from tests.contract.conftest import Binding
 from tests.embedding.wires import WIRES, Wire
-from tests.llm.conftest import Waits
 from tests.llm.server import Server
+from tests.providers import Waits
 
 KEY = "sk-planted-0123456789abcdef"
-_VARIABLES = ("OPENAI_", "GEMINI_", "GOOGLE_")
 Make = Callable[..., Awaitable[Any]]
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The libraries read keys, addresses and proxies from the environment."""
-    if request.node.get_closest_marker("live"):
-        return
-    for name in list(os.environ):
-        if name.startswith(_VARIABLES) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    server = Server()
-    await server.start()
-    yield server
-    await server.stop()
+no_settings_from_outside = providers.no_settings_from_outside
+waits = providers.waits
+server = providers.server
 
 
 @pytest.fixture(params=WIRES, ids=lambda wire: wire.name)
 def wire(request: pytest.FixtureRequest) -> Wire:
     return request.param
-
-
-@pytest.fixture
-def waits() -> Waits:
-    return Waits()
 
 
 @pytest.fixture

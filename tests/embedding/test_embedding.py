@@ -30,8 +30,8 @@ from tests.contract.listing import assert_pages
 from tests.contract.refusals import refused
 from tests.embedding.conftest import KEY, Make, embed
 from tests.embedding.wires import GoogleWire, OpenAIWire, Wire
-from tests.llm.conftest import Waits
 from tests.llm.server import Answer, Server
+from tests.providers import Waits
 
 over_bindings = pytest.mark.parametrize("binding", ("object", "serialise", "unix"), indirect=True)
 

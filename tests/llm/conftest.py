@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,59 +10,25 @@ import pytest
 
 from crucible.port.llm.v1 import llm_pb2 as pb
 from crucible.type.v1 import message_pb2
-from crucible_adapters.retries import Clock
 from crucible_kit.adapter import AdapterContext
+from tests import providers
 from tests.contract.conftest import Binding
-from tests.llm.environment import without_settings
 from tests.llm.server import Server
 from tests.llm.wires import MODEL, WIRES, Wire
+from tests.providers import Waits
 
 KEY = "sk-planted-0123456789abcdef"
 Make = Callable[..., Awaitable[Any]]
 
 
-@dataclass
-class Waits:
-    """Time that passes only by waiting.
-
-    Attributes:
-        told: seconds of every wait.
-    """
-
-    now: float = 1000.0
-    told: list[float] = field(default_factory=list)
-
-    def clock(self) -> Clock:
-        async def sleep(seconds: float) -> None:
-            self.told.append(seconds)
-            self.now += seconds
-
-        return Clock(monotonic=lambda: self.now, wall=lambda: 1_790_000_000.0, sleep=sleep, chance=lambda: 1.0)
-
-
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.get_closest_marker("live"):
-        return
-    without_settings(monkeypatch)
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    server = Server()
-    await server.start()
-    yield server
-    await server.stop()
+no_settings_from_outside = providers.no_settings_from_outside
+waits = providers.waits
+server = providers.server
 
 
 @pytest.fixture(params=WIRES, ids=lambda wire: wire.name)
 def wire(request: pytest.FixtureRequest) -> Wire:
     return request.param
-
-
-@pytest.fixture
-def waits() -> Waits:
-    return Waits()
 
 
 @pytest.fixture

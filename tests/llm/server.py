@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from tests.loopback import LoopbackServer, Request, head
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,11 @@ class Asked:
 
     method: str
     path: str
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     body: Any
 
 
-class Server:
+class Server(LoopbackServer):
     """Answers from a script, the last answer again and again.
 
     Attributes:
@@ -53,12 +55,11 @@ class Server:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._script: deque[Answer] = deque()
         self.asked: list[Asked] = []
         self.arrived = asyncio.Event()
         self.gone = asyncio.Event()
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def will(self, *answers: Answer) -> None:
         """Answers so from now on."""
@@ -68,50 +69,14 @@ class Server:
         """What it answers to one request."""
         return self._script.popleft() if len(self._script) > 1 else self._script[0]
 
-    @property
-    def address(self) -> str:
-        """http://127.0.0.1:PORT"""
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-
-    async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            while await self._one(reader, writer):
-                pass
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client has what it wants
-        finally:
-            self._tasks.discard(task)
-            writer.close()
-
-    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Serves one request; whether the connection stays."""
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        method, path, _ = head[0].split(" ", 2)
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
-        data = await reader.readexactly(int(headers.get("content-length", 0)))
-        asked = Asked(method, path, headers, json.loads(data) if data else None)
+    async def _respond(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        body = json.loads(request.data) if request.data else None
+        asked = Asked(request.method, request.path, request.headers, body)
         self.asked.append(asked)
         self.arrived.set()
         answer = self.answer(asked)
-        lines = [f"HTTP/1.1 {answer.status} X", f"content-type: {answer.content_type}", "transfer-encoding: chunked"]
-        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
         if not (answer.is_silent and answer.body == b""):
-            writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+            writer.write(head(answer.status, answer.content_type, "transfer-encoding: chunked", answer.headers))
         for part in answer.body if isinstance(answer.body, list) else [_bytes(answer.body)]:
             if part:
                 writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")

@@ -22,9 +22,10 @@ from crucible_kit.errors import (
 )
 from tests.contract.conftest import Binding
 from tests.contract.refusals import refused
-from tests.llm.conftest import KEY, Make, Waits, chat, stream, user
+from tests.llm.conftest import KEY, Make, chat, stream, user
 from tests.llm.server import Answer, Server, event
 from tests.llm.wires import MODEL, AnthropicWire, GoogleWire, OpenAIWire, Wire
+from tests.providers import Waits
 
 KINDS = {
     400: (InvalidArgumentError, "PROVIDER_REFUSED_REQUEST"),

@@ -6,7 +6,7 @@ import pytest
 
 from crucible_adapters.retries import RetryPolicy, retried, retry_after
 from crucible_kit.errors import DataLossError, KitchenError, ResourceExhaustedError, UnavailableError
-from tests.llm.conftest import Waits
+from tests.providers import Waits
 
 NOW = 1_790_000_000.0
 

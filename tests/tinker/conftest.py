@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ pytest.importorskip("torch")
 pytest.importorskip("tinker")
 
 from crucible.port.training.v1 import training_pb2 as pb
-from crucible_adapters.retries import Clock
 from crucible_adapters.tinker.options import TinkerOptions
 from crucible_adapters.tinker.sampling import TinkerSampling
 from crucible_adapters.tinker.training import TinkerTraining
@@ -22,31 +20,14 @@ from crucible_kit.adapter import AdapterContext
 from crucible_kit.channel import ObjectChannel
 from crucible_kit.ports import PORTS
 from crucible_kit.training import TrainingSession
+from tests import providers
 from tests.engine.tiny import save_tiny_model
+from tests.providers import Waits
 from tests.tinker.server import TinkerServer
 
 KEY = "tml-planted-0123456789abcdef"
 MODEL = "builtin:tiny-qwen3-base"
 LORA = pb.LoraConfig(rank=4)
-
-
-@dataclass
-class Waits:
-    """Time that passes only by waiting.
-
-    Attributes:
-        told: seconds of every wait.
-    """
-
-    now: float = 1000.0
-    told: list[float] = field(default_factory=list)
-
-    def clock(self) -> Clock:
-        async def sleep(seconds: float) -> None:
-            self.told.append(seconds)
-            self.now += seconds
-
-        return Clock(monotonic=lambda: self.now, wall=lambda: 1_790_000_000.0, sleep=sleep, chance=lambda: 1.0)
 
 
 @dataclass
@@ -65,14 +46,8 @@ class AtTinker:
 Make = Callable[..., AtTinker]
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library reads keys, addresses and proxies from the environment."""
-    if request.node.get_closest_marker("live"):
-        return
-    for name in list(os.environ):
-        if name.startswith("TINKER_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
+no_settings_from_outside = providers.no_settings_from_outside
+waits = providers.waits
 
 
 @pytest.fixture(scope="session")
@@ -86,11 +61,6 @@ async def server(model: Path, tmp_path: Path) -> AsyncIterator[TinkerServer]:
     await server.start()
     yield server
     await server.stop()
-
-
-@pytest.fixture
-def waits() -> Waits:
-    return Waits()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""As much of HTTP/1.1 as a test's server needs: bodies with a length, connections that stay, on loopback."""
+"""An HTTP server that asks a function for its answers, and a script of answers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Request:
-    """What came; header names in lower case."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    data: bytes
+from tests.loopback import LoopbackServer, Request, head
 
 
 @dataclass(frozen=True)
@@ -38,56 +30,17 @@ class Answer:
     is_silent: bool = False
 
 
-class HttpServer:
+class HttpServer(LoopbackServer):
     """Answers each request by what `handle` gives; a handler that fails ends the connection with 500."""
 
     def __init__(self, handle: Callable[[Request], Awaitable[Answer]]) -> None:
+        super().__init__()
         self._handle = handle
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self.failures: list[Exception] = []
 
-    @property
-    def address(self) -> str:
-        """http://127.0.0.1:PORT"""
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-
-    async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    async def _respond(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         try:
-            while await self._one(reader, writer):
-                pass
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client has what it wants
-        except asyncio.CancelledError:
-            # `stop` ends it; the streams' own callback would take it for an error.
-            pass
-        finally:
-            self._tasks.discard(task)
-            writer.close()
-
-    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Serves one request; whether the connection stays."""
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        method, path, _ = head[0].split(" ", 2)
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
-        data = await reader.readexactly(int(headers.get("content-length", 0)))
-        try:
-            answer = await self._handle(Request(method, path, headers, data))
+            answer = await self._handle(request)
         except Exception as error:
             self.failures.append(error)
             answer = Answer(status=500, body={"detail": type(error).__name__})
@@ -96,9 +49,7 @@ class HttpServer:
             return False
         body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
         length = len(body) + (100 if answer.is_cut else 0)
-        lines = [f"HTTP/1.1 {answer.status} X", f"content-type: {answer.content_type}", f"content-length: {length}"]
-        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
-        writer.write(("\r\n".join(lines) + "\r\n\r\n").encode() + body)
+        writer.write(head(answer.status, answer.content_type, f"content-length: {length}", answer.headers) + body)
         await writer.drain()
         return not answer.is_cut
 

@@ -31,7 +31,8 @@ from crucible_kit.errors import FailedPreconditionError, KitchenError
 from crucible_kit.ports import PORTS
 from crucible_kit.tensors import pack_tokens
 from crucible_kit.training import check_finished
-from tests.tinker.http import Answer, Asked, HttpServer, Request, Scripted
+from tests.loopback import Request
+from tests.tinker.http import Answer, Asked, HttpServer, Scripted
 from tests.tinker.messages import datum_of, output_of, samples_of
 
 _ENDED = (

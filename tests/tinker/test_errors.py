@@ -28,7 +28,8 @@ from crucible_kit.errors import (
 from crucible_kit.training import TrainingSession
 from crucible_kitchen.ports.sampling import SamplingSession
 from tests.contract.refusals import refused
-from tests.tinker.conftest import KEY, MODEL, Make, Waits
+from tests.providers import Waits
+from tests.tinker.conftest import KEY, MODEL, Make
 from tests.tinker.http import Answer
 from tests.tinker.server import TinkerServer
 

@@ -22,8 +22,8 @@ from crucible_kit.errors import (
     UnavailableError,
 )
 from tests.contract.refusals import refused
-from tests.llm.conftest import Waits
 from tests.llm.server import Answer, Server
+from tests.providers import Waits
 from tests.vector.collections import count, query
 
 pytest.importorskip("chromadb")
