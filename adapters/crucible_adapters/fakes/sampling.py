@@ -15,8 +15,9 @@ from crucible_adapters.fakes.toy.checkpoints import to_model
 from crucible_adapters.fakes.toy.engine import SamplingRecord, ToyEngine, ToyOptions
 from crucible_adapters.fakes.toy.model import Completion, SamplingOptions, complete, score
 from crucible_adapters.fakes.toy.operations import ToyExecutor, Work
-from crucible_adapters.fakes.toy.requests import check_tokens_in_flight, parse_prompt, parse_sampling
+from crucible_adapters.fakes.toy.requests import parse_prompt, parse_sampling
 from crucible_adapters.operations import Result, UnorderedOperations
+from crucible_adapters.requests import check_tokens_in_flight
 from crucible_kit.adapter import AdapterContext, AdapterDescription
 from crucible_kit.errors import field_error
 from crucible_kit.tensors import pack_floats, pack_tokens
@@ -143,7 +144,7 @@ class FakeSampling(sampling_pb2_grpc.SamplingServiceServicer):
         tokens = parse_prompt(request.tokens_int32, "tokens_int32", self._options, room=0)
         if len(tokens) < 2:
             raise field_error("tokens_int32", "has 1 token, which has no logprob: send at least two")
-        check_tokens_in_flight(len(tokens), "tokens_int32", self._options, "cut it")
+        check_tokens_in_flight(len(tokens), self._options.max_tokens_in_flight, "tokens_int32", "cut it")
 
         def run() -> Result:
             logprobs = pack_floats(score(record.model, tokens))
@@ -178,7 +179,7 @@ class FakeSampling(sampling_pb2_grpc.SamplingServiceServicer):
         options = parse_sampling(request.params, self._options)
         tokens = self._tokens(prompt, options, request.num_samples)
         fix = "ask for fewer samples or a smaller max_tokens"
-        check_tokens_in_flight(tokens, "num_samples", self._options, fix)
+        check_tokens_in_flight(tokens, self._options.max_tokens_in_flight, "num_samples", fix)
         return prompt, options
 
     def _tokens(self, prompt: np.ndarray, options: SamplingOptions, num_samples: int) -> int:

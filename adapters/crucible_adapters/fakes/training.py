@@ -17,16 +17,15 @@ from crucible_adapters.fakes.toy.losses import Loss
 from crucible_adapters.fakes.toy.model import AdamOptions, with_adapter
 from crucible_adapters.fakes.toy.operations import ToyExecutor, Work, nothing
 from crucible_adapters.fakes.toy.requests import (
-    check_tokens_in_flight,
     parse_adam,
     parse_data,
     parse_lora,
     parse_loss,
-    parse_ttl,
 )
 from crucible_adapters.fakes.toy.session import Datum, ToySession
 from crucible_adapters.fakes.toy.store import CheckpointUpload, describe_lora
 from crucible_adapters.operations import OrderedOperations, Result
+from crucible_adapters.requests import check_tokens_in_flight, parse_ttl
 from crucible_kit.adapter import AdapterContext, AdapterDescription
 from crucible_kit.chunks import CHUNK_BYTES, crc32
 from crucible_kit.errors import field_error
@@ -100,7 +99,7 @@ class FakeTraining(training_pb2_grpc.TrainingServiceServicer):
         loss, parameters = parse_loss(request.loss_fn)
         data = parse_data(request.data, loss, self._options)
         tokens = sum(len(datum.tokens) for datum in data)
-        check_tokens_in_flight(tokens, "data", self._options, "send it in several calls")
+        check_tokens_in_flight(tokens, self._options.max_tokens_in_flight, "data", "send it in several calls")
         dropped = nothing
         if isinstance(request, pb.ForwardBackwardRequest):
             dropped = partial(session.invalidate_gradients, "it was cancelled")

@@ -12,12 +12,13 @@ from google.protobuf import duration_pb2
 from crucible.port.sampling.v1 import sampling_pb2 as pb
 from crucible.port.sampling.v1 import sampling_pb2_grpc
 from crucible_adapters.operations import Result, UnorderedOperations
+from crucible_adapters.requests import check_tokens_in_flight
 from crucible_adapters.retries import Clock
 from crucible_adapters.tinker.checkpoints import not_there
 from crucible_adapters.tinker.errors import NOT_THERE, REFUSED
 from crucible_adapters.tinker.operations import TinkerExecutor, Work
 from crucible_adapters.tinker.options import TinkerOptions
-from crucible_adapters.tinker.requests import check_tokens_in_flight, parse_prompt, parse_sampling, sampled_tokens
+from crucible_adapters.tinker.requests import parse_prompt, parse_sampling, sampled_tokens
 from crucible_adapters.tinker.sessions import SYSTEM_CLOCK, SamplingRecord, TinkerSessions, no_retries
 from crucible_kit.adapter import AdapterContext, AdapterDescription
 from crucible_kit.errors import KitchenError, capability_missing, field_error

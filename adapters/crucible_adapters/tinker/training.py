@@ -13,13 +13,14 @@ from google.protobuf import duration_pb2
 from crucible.port.training.v1 import training_pb2 as pb
 from crucible.port.training.v1 import training_pb2_grpc
 from crucible_adapters.operations import OrderedOperations
+from crucible_adapters.requests import parse_ttl
 from crucible_adapters.retries import Clock
 from crucible_adapters.tinker.checkpoints import REFERENCE, Upload, existing
 from crucible_adapters.tinker.errors import NOT_THERE
 from crucible_adapters.tinker.models import parse_lora
 from crucible_adapters.tinker.operations import TinkerExecutor, Work
 from crucible_adapters.tinker.options import TinkerOptions
-from crucible_adapters.tinker.requests import parse_adam, parse_pass, parse_ttl
+from crucible_adapters.tinker.requests import parse_adam, parse_pass
 from crucible_adapters.tinker.session import TinkerSession
 from crucible_adapters.tinker.sessions import SYSTEM_CLOCK, TinkerSessions, TrainingRecord
 from crucible_kit.adapter import AdapterContext, AdapterDescription
@@ -124,7 +125,8 @@ class TinkerTraining(training_pb2_grpc.TrainingServiceServicer):
 
     async def SaveCheckpoint(self, request: pb.SaveCheckpointRequest, context: Any) -> pb.SaveCheckpointResponse:
         record = self._sessions.get(request.session_id)
-        ttl = parse_ttl(request)
+        nanos = parse_ttl(request)
+        ttl = None if nanos is None else nanos / 1e9
         save = partial(
             record.session.save,
             request.name,

@@ -11,13 +11,13 @@ from google.protobuf import duration_pb2
 from crucible.port.sampling.v1 import sampling_pb2 as pb
 from crucible.port.sampling.v1 import sampling_pb2_grpc
 from crucible_adapters.operations import Result, UnorderedOperations
+from crucible_adapters.requests import check_tokens_in_flight
 from crucible_adapters.sessions import Release
 from crucible_adapters.torch_engine.checkpoint import verify
 from crucible_adapters.torch_engine.engine import SAMPLING, Engine, SamplingRecord, model_folder
 from crucible_adapters.torch_engine.models import LoadedModel
 from crucible_adapters.torch_engine.operations import Cancelled, ComputeExecutor, Work
 from crucible_adapters.torch_engine.requests import (
-    check_tokens_in_flight,
     parse_prompt,
     parse_sampling,
     sampling_tokens,

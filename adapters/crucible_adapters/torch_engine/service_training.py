@@ -12,6 +12,7 @@ from google.protobuf import duration_pb2
 from crucible.port.training.v1 import training_pb2 as pb
 from crucible.port.training.v1 import training_pb2_grpc
 from crucible_adapters.operations import OrderedOperations, Result
+from crucible_adapters.requests import check_tokens_in_flight, parse_ttl
 from crucible_adapters.sessions import nothing_to_release
 from crucible_adapters.torch_engine.batching import Datum
 from crucible_adapters.torch_engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -29,11 +30,9 @@ from crucible_adapters.torch_engine.loss import TokenLoss
 from crucible_adapters.torch_engine.operations import Cancelled, ComputeExecutor, Work
 from crucible_adapters.torch_engine.optimizer import AdamWOptions
 from crucible_adapters.torch_engine.requests import (
-    check_tokens_in_flight,
     parse_adam,
     parse_data,
     parse_loss,
-    parse_ttl,
 )
 from crucible_adapters.torch_engine.session import TrainingSession
 from crucible_kit.chunks import crc32
