@@ -20,7 +20,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crucible.port.training.v1 import training_pb2 as pb
-from crucible_kit.chunks import check_crc
+from crucible_adapters.uploads import UploadInMemory
 from crucible_kit.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -178,13 +178,12 @@ class Checkpoints:
                 self.forget(uri)
 
 
-class Upload:
+class Upload(UploadInMemory):
     """A checkpoint being received."""
 
     def __init__(self, header: pb.UploadCheckpointHeader) -> None:
         """Raises INVALID_ARGUMENT FIELD_INVALID for a list of files that can't be one."""
-        self._name = header.name
-        self._files = list(header.files)
+        super().__init__(header)
         paths = [file.path for file in self._files]
         for index, path in enumerate(paths):
             if path in paths[:index]:
@@ -201,21 +200,6 @@ class Upload:
             raise field_error("header.files", f"holds no {REFERENCE}")
         if sum(file.size_bytes for file in self._files) > _MOST_BYTES:
             raise field_error("header.files", f"are larger than the {_MOST_BYTES} bytes of any reference")
-        self._contents = [bytearray() for _ in self._files]
-        self._index = 0
-
-    def write(self, chunk: pb.UploadCheckpointChunk) -> None:
-        """Takes the next bytes. Refuses wrong checksums, gaps, and bytes past a file's size."""
-        if not self._index <= chunk.file_index < len(self._files):
-            raise field_error("chunk.file_index", f"is {chunk.file_index} while file {self._index} is being sent")
-        self._index = chunk.file_index
-        declared, content = self._files[self._index], self._contents[self._index]
-        check_crc(chunk.data, chunk.crc32, f"{declared.path} at {chunk.offset}")
-        if chunk.offset != len(content):
-            raise field_error("chunk.offset", f"is {chunk.offset}, the next byte of {declared.path} is {len(content)}")
-        if len(content) + len(chunk.data) > declared.size_bytes:
-            raise field_error("chunk.data", f"goes past the {declared.size_bytes} bytes of {declared.path}")
-        content += chunk.data
 
     def finish(self) -> Saved:
         """The checkpoint.
@@ -224,22 +208,20 @@ class Upload:
             DataLossError: CHECKPOINT_CORRUPT with file, expected and actual hash.
             InvalidArgumentError: FIELD_INVALID when the reference is none.
         """
-        files = {file.path: bytes(content) for file, content in zip(self._files, self._contents, strict=True)}
-        for file in self._files:
-            actual = _sha256(files[file.path])
-            if (actual, len(files[file.path])) != (file.sha256, file.size_bytes):
-                raise _corrupt(self._name, file.path, expected=file.sha256, actual=actual)
+        files = self.received(
+            lambda path, expected, actual: _corrupt(self.name, path, expected=expected, actual=actual)
+        )
         files.setdefault(MANIFEST, _manifest({REFERENCE: files[REFERENCE]}))
         listed = _listed_hash(files[MANIFEST])
         if listed != _sha256(files[REFERENCE]):
-            raise _corrupt(self._name, REFERENCE, expected=listed, actual=_sha256(files[REFERENCE]))
+            raise _corrupt(self.name, REFERENCE, expected=listed, actual=_sha256(files[REFERENCE]))
         try:
             reference = Reference.model_validate_json(files[REFERENCE])
             reference.lora_config()
         except (ValidationError, ParseError) as error:
             raise field_error("header.files", f"{REFERENCE} is no reference to a checkpoint at Tinker") from error
-        uri = f"{reference.weights}#{self._name}"
-        return Saved(name=self._name, uri=uri, reference=reference, files=files, is_copy=True)
+        uri = f"{reference.weights}#{self.name}"
+        return Saved(name=self.name, uri=uri, reference=reference, files=files, is_copy=True)
 
 
 def existing(checkpoints: Checkpoints, header: pb.UploadCheckpointHeader) -> Saved | None:

@@ -12,7 +12,7 @@ from crucible.port.training.v1 import training_pb2 as pb
 from crucible_adapters.fakes.fixed import fixed_time
 from crucible_adapters.fakes.toy.checkpoints import MANIFEST, Content, Files, corrupt, from_files, with_manifest
 from crucible_adapters.fakes.toy.model import TARGET, Lora
-from crucible_kit.chunks import check_crc
+from crucible_adapters.uploads import UploadInMemory
 from crucible_kit.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError, field_error
 
 _SCHEME = "toy:"
@@ -159,34 +159,18 @@ class CheckpointStore:
                 del self._saved[name]
 
 
-class CheckpointUpload:
+class CheckpointUpload(UploadInMemory):
     """A checkpoint being received."""
 
     def __init__(self, header: pb.UploadCheckpointHeader) -> None:
         """Raises INVALID_ARGUMENT FIELD_INVALID for a list of files that can't be one."""
-        self.name = header.name
-        self._files = list(header.files)
+        super().__init__(header)
         paths = [file.path for file in self._files]
         for index, path in enumerate(paths):
             if path in paths[:index]:
                 raise field_error(f"header.files[{index}].path", f"{path!r} is there twice")
         if MANIFEST in paths[:-1]:
             raise field_error(f"header.files[{paths.index(MANIFEST)}].path", f"is {MANIFEST}, which must be last")
-        self._contents = [bytearray() for _ in self._files]
-        self._index = 0
-
-    def write(self, chunk: pb.UploadCheckpointChunk) -> None:
-        """Takes the next bytes. Refuses wrong checksums, gaps, and bytes past a file's size."""
-        if not self._index <= chunk.file_index < len(self._files):
-            raise field_error("chunk.file_index", f"is {chunk.file_index} while file {self._index} is being sent")
-        self._index = chunk.file_index
-        declared, content = self._files[self._index], self._contents[self._index]
-        check_crc(chunk.data, chunk.crc32, f"{declared.path} at {chunk.offset}")
-        if chunk.offset != len(content):
-            raise field_error("chunk.offset", f"is {chunk.offset}, the next byte of {declared.path} is {len(content)}")
-        if len(content) + len(chunk.data) > declared.size_bytes:
-            raise field_error("chunk.data", f"goes past the {declared.size_bytes} bytes of {declared.path}")
-        content += chunk.data
 
     def finish(self) -> Files:
         """The files, with a manifest of ours where none came.
@@ -195,11 +179,9 @@ class CheckpointUpload:
             DataLossError: CHECKPOINT_CORRUPT with file, expected and actual hash.
             InvalidArgumentError: FIELD_INVALID when a folder made elsewhere can't be used.
         """
-        files = {file.path: bytes(content) for file, content in zip(self._files, self._contents, strict=True)}
-        for file in self._files:
-            actual = hashlib.sha256(files[file.path]).hexdigest()
-            if (actual, len(files[file.path])) != (file.sha256, file.size_bytes):
-                raise corrupt(self.name, file.path, "came damaged", expected=file.sha256, actual=actual)
+        files = self.received(
+            lambda path, expected, actual: corrupt(self.name, path, "came damaged", expected=expected, actual=actual)
+        )
         content = from_files(files, self.name)
         return files if MANIFEST in files else with_manifest(files, base_model=content.base_model)
 
