@@ -98,8 +98,8 @@ class AdapterAdministration:
             KitchenError: what the adapter refuses.
         """
         _check_port(port)
-        if not self._knows_callers and (mapping.kind in _PROGRAMS or mapping.secrets or mapping.token_env):
-            raise _callers_unknown(mapping, where)
+        if not self._knows_callers and (reach := _reach_of(mapping)):
+            raise _callers_unknown(mapping, where, reach)
 
         async def add() -> None:
             if self._ports.mapping(port) != mapping:
@@ -163,12 +163,18 @@ class AdapterAdministration:
             raise _in_use(port, users)
 
 
-def _callers_unknown(mapping: PortMapping, where: str) -> PermissionDeniedError:
-    what = (
-        f"{mapping.kind}: runs code as the server's user" if mapping.kind in _PROGRAMS else "secrets leave the server"
-    )
+def _reach_of(mapping: PortMapping) -> str:
+    """What a mapping can do that not anybody may; nothing for one that anybody may add."""
+    if mapping.kind in _PROGRAMS:
+        return f"{mapping.kind}: runs code as the server's user"
+    if mapping.kind == "builtin" and mapping.options:
+        return "options of a built-in adapter reach files and modules as the server's user"
+    return "secrets leave the server" if mapping.secrets or mapping.token_env else ""
+
+
+def _callers_unknown(mapping: PortMapping, where: str, reach: str) -> PermissionDeniedError:
     return PermissionDeniedError(
-        f"{where}: {what}, and anybody on this machine can call the server: write the mapping into the manifest, or "
+        f"{where}: {reach}, and anybody on this machine can call the server: write the mapping into the manifest, or "
         "start the server with --tokens or on a unix socket",
         reason="CALLERS_UNKNOWN",
         metadata={"field": where, "adapter": mapping.adapter},

@@ -367,6 +367,19 @@ async def test_processes_that_are_killed_are_replaced_and_none_is_left(tmp_path:
     assert caught.value.reason == "ADAPTER_CLOSED"
 
 
+async def test_a_template_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
+    async with bridge(tmp_path) as made:
+        assert await (await opened(made.stub)).call("toy.add", 1) == 2
+        template = made.adapter._template
+        stopped = template._process
+        assert stopped is not None
+        os.kill(stopped.pid, signal.SIGSTOP)
+        with refused(UnavailableError, "WORKERS_UNAVAILABLE", says="has not answered for 0.05 s"):
+            await template._exchange({"reap": 0}, seconds=0.05)
+        assert stopped.poll() == -signal.SIGKILL
+        assert await (await opened(made.stub)).call("toy.add", 1) == 2
+
+
 BAD_MANIFESTS = {
     "an unknown key": ("{name: a, distribution: numpy, versions: '>=0', evil: 1}", "evil"),
     "no versions": ("{name: a, distribution: numpy}", "versions"),

@@ -142,6 +142,7 @@ async def test_an_added_adapter_counts_at_once_and_after_a_restart_and_can_be_ta
     [
         {"adapter": "exec:cat"},
         {"adapter": "python:os:PathLike"},
+        {"adapter": "builtin:local", "options": {"root": "/"}},
         {"adapter": "grpc:127.0.0.1:1", "secrets": {"key": "PATH"}},
         {"adapter": "grpc:127.0.0.1:1", "token_env": "PATH"},
     ],

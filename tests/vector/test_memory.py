@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import threading
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from crucible.port.vector.v1 import vector_pb2 as pb
+from crucible_adapters.vector import items as vector_items
 from crucible_adapters.vector.memory import MemoryOptions, MemoryVectorStore
 from crucible_kit.adapter import AdapterContext
-from crucible_kit.errors import DataLossError, NotFoundError, UnavailableError
+from crucible_kit.errors import DataLossError, NotFoundError, ResourceExhaustedError, UnavailableError
 from tests.contract.refusals import refused
 from tests.vector.collections import CALL, count, create, items, query, upsert
 
@@ -84,3 +89,40 @@ async def test_a_closed_store_says_so(tmp_path: Path) -> None:
     await store.close()
     with refused(UnavailableError, "ADAPTER_CLOSED"):
         await create(store)
+
+
+async def test_a_search_that_nobody_waits_for_ends_between_its_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(tmp_path)
+    await create(store)
+    await upsert(store, ["a", "b"], [[1, 2], [3, 4]])
+    entered, go, blocks = threading.Event(), threading.Event(), []
+    plain = vector_items.distances
+
+    def waits(*arguments: Any) -> np.ndarray:
+        blocks.append(arguments)
+        entered.set()
+        assert go.wait(60)
+        return plain(*arguments)
+
+    monkeypatch.setattr(vector_items, "distances", waits)
+    search = asyncio.create_task(query(store, [[1, 1]] * 1000))
+    assert await asyncio.to_thread(entered.wait, 60)
+    search.cancel()
+    await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await search
+    assert len(blocks) == 1
+    assert len(await query(store, [[1, 1]])) == 1
+    await store.close()
+
+
+async def test_more_results_than_fit_into_a_message_are_refused_before_the_search(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    await create(store)
+    await upsert(store, ["a"], [[1]])
+    with refused(ResourceExhaustedError, "RESULT_TOO_LARGE"):
+        await query(store, np.ones((2_500_000, 1), np.float32))
+    await store.close()

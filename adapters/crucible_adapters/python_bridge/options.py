@@ -26,6 +26,9 @@ class WorkersOptions(AdapterOptions):
     workers: int | None = Field(
         default=None, ge=1, le=256, description="Calls that run at a time; none: as many as there are processors."
     )
+    start_seconds: float = Field(
+        default=120.0, gt=0, description="Longest time in which the libraries are loaded; then it is tried anew."
+    )
     max_queue: int = Field(
         default=256, ge=0, description="Calls that may wait for a worker; the next is RESOURCE_EXHAUSTED."
     )

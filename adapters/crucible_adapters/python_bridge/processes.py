@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 _MODULE = "crucible_adapters.python_bridge.worker"
 _STDERR = "stderr"
 _SHOWN_CHARACTERS = 2000
+# To fork takes milliseconds.
+_ANSWER_SECONDS = 30.0
 _REPLY_SLACK_BYTES = 1024 * 1024
 # Nothing of the server's own environment gets to the workers: it holds secrets.
 _ENVIRONMENT = {
@@ -103,10 +105,22 @@ class Template:
         libraries: what it loads.
         python_path: folders for its modules.
         max_result_bytes: of the workers' answers.
+        start_seconds: how long it may take to load the libraries.
+        answer_seconds: how long a fork may take. A process that takes longer is ended, and another started.
     """
 
-    def __init__(self, libraries: Sequence[Library], python_path: Iterable[str], max_result_bytes: int) -> None:
+    def __init__(
+        self,
+        libraries: Sequence[Library],
+        python_path: Iterable[str],
+        max_result_bytes: int,
+        *,
+        start_seconds: float,
+        answer_seconds: float = _ANSWER_SECONDS,
+    ) -> None:
         self._libraries = libraries
+        self._start_seconds = start_seconds
+        self._answer_seconds = answer_seconds
         self._environment = dict(_ENVIRONMENT)
         if folders := os.pathsep.join(python_path):
             self._environment["PYTHONPATH"] = folders
@@ -143,7 +157,7 @@ class Template:
         if self.closed:
             self.stop()
         request = {"libraries": [each.model_dump(mode="json", exclude_unset=True) for each in self._libraries]}
-        answer = await self._exchange(request)
+        answer = await self._exchange(request, seconds=self._start_seconds)
         self.problems = answer["problems"]
         if answer["threads"] > 1:
             logger.warning("the libraries start %d threads: workers lack them", answer["threads"] - 1)
@@ -208,32 +222,40 @@ class Template:
             except UnavailableError:
                 return -signal.SIGKILL  # the group was ended
 
-    async def _exchange(self, request: dict[str, Any], passed: socket.socket | None = None) -> dict[str, Any]:
+    async def _exchange(
+        self, request: dict[str, Any], passed: socket.socket | None = None, *, seconds: float | None = None
+    ) -> dict[str, Any]:
         """One question and its answer; to be called in turn, and never cancelled: the answer would stay behind."""
-        loop, control = asyncio.get_running_loop(), self._control
+        limit = self._answer_seconds if seconds is None else seconds
         try:
-            if control is None:
-                raise ConnectionResetError("it is not there")
-            line = json.dumps(request).encode() + b"\n"
-            if passed is not None:
-                # Short, and the only thing on its way: the socket takes it whole.
-                socket.send_fds(control, [line], [passed.fileno()])
-            else:
-                await loop.sock_sendall(control, line)
-            answer = b""
-            while not answer.endswith(b"\n"):
-                data = await loop.sock_recv(control, 64 * 1024)
-                if not data:
-                    raise ConnectionResetError("it has closed its socket")
-                answer += data
-            return json.loads(answer)
+            async with asyncio.timeout(limit) as clock:
+                return await self._answer(request, passed)
         except (OSError, ValueError) as error:
-            await self._end()
+            why = f"has not answered for {limit:g} s" if clock.expired() else f"has ended ({error})"
+            await self._end(why)
             raise UnavailableError(
-                f"the process of the Python libraries has ended ({error}): try again, it is started anew, and look at "
-                "the server's log",
+                f"the process of the Python libraries {why}: try again, it is started anew, and look at the server's "
+                "log",
                 reason="WORKERS_UNAVAILABLE",
             ) from error
+
+    async def _answer(self, request: dict[str, Any], passed: socket.socket | None) -> dict[str, Any]:
+        loop, control = asyncio.get_running_loop(), self._control
+        if control is None:
+            raise ConnectionResetError("it is not there")
+        line = json.dumps(request).encode() + b"\n"
+        if passed is not None:
+            # Short, and the only thing on its way: the socket takes it whole.
+            socket.send_fds(control, [line], [passed.fileno()])
+        else:
+            await loop.sock_sendall(control, line)
+        answer = b""
+        while not answer.endswith(b"\n"):
+            data = await loop.sock_recv(control, 64 * 1024)
+            if not data:
+                raise ConnectionResetError("it has closed its socket")
+            answer += data
+        return json.loads(answer)
 
     def stop(self) -> None:
         """Ends the process and all workers; `close` waits for it."""
@@ -249,7 +271,7 @@ class Template:
         if self._folder is not None:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
-    async def _end(self) -> None:
+    async def _end(self, why: str = "was stopped") -> None:
         control, self._control = self._control, None
         process, self._process = self._process, None
         if control is not None:
@@ -258,7 +280,7 @@ class Template:
             _kill_group(process)
             await asyncio.to_thread(process.wait)
             if not self.closed:
-                logger.error("the process of the Python libraries has ended: %s", await asyncio.to_thread(self._said))
+                logger.error("the process of the Python libraries %s: %s", why, await asyncio.to_thread(self._said))
         for worker in self._workers:
             worker.pid = 0  # ended with the group: the number may be anybody's from now on
         self._workers.clear()

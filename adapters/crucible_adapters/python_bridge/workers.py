@@ -49,7 +49,12 @@ class PythonWorkers(python_bridge_pb2_grpc.PythonBridgeServiceServicer):
         self._options = options
         self._libraries = load_manifests(options.libraries, options.manifests)
         self._versions = {name: each.installed_version() for name, each in self._libraries.items()}
-        self._template = Template(list(self._libraries.values()), options.python_path, options.max_result_bytes)
+        self._template = Template(
+            list(self._libraries.values()),
+            options.python_path,
+            options.max_result_bytes,
+            start_seconds=options.start_seconds,
+        )
         self._sessions = Sessions(
             lease_seconds=options.lease_seconds,
             max_sessions=options.max_sessions,

@@ -17,7 +17,7 @@ from crucible.port.vector.v1 import vector_pb2
 from crucible_adapters.vector.chroma_errors import ChromaErrors
 from crucible_adapters.vector.chroma_filters import from_metadata, to_key, to_where
 from crucible_adapters.vector.chroma_vectors import BITS, as_taken, from_bits, to_bits
-from crucible_adapters.vector.items import Item, Near, distances, nearest, read_items
+from crucible_adapters.vector.items import Item, Near, check_waited_for, distances, nearest, read_items
 from crucible_adapters.vector.service import Stored, collection_exists
 from crucible_kit.adapter import to_struct
 from crucible_kit.tensors import to_tensor
@@ -299,7 +299,9 @@ class ChromaCollection:
                 read = [_item(found, places[name], with_vectors) for name in names if name in places]
             yield from read
 
-    def nearest(self, queries_QD: np.ndarray, count: int, filter_: vector_pb2.Filter | None) -> list[list[Near]]:
+    def nearest(
+        self, queries_QD: np.ndarray, count: int, filter_: vector_pb2.Filter | None, left: threading.Event
+    ) -> list[list[Near]]:
         queries_QD = self._taken(queries_QD)
         with self._store.errors.translated():
             where = to_where(filter_) if filter_ else None
@@ -311,6 +313,7 @@ class ChromaCollection:
             group = max(1, _MAX_QUERY_NUMBERS // (fetched * queries_QD.shape[1]))
             found: list[list[Near]] = []
             for start in range(0, len(queries_QD), group):
+                check_waited_for(left)
                 found += self._group(queries_QD[start : start + group], count, fetched, total, where)
         return found
 

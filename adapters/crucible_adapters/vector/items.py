@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from google.protobuf.struct_pb2 import Struct
 from crucible.port.vector.v1 import vector_pb2
 from crucible.type.v1 import tensor_pb2
 from crucible_adapters.vector.filters import metadata_of
-from crucible_kit.errors import InvalidArgumentError, field_error
+from crucible_kit.errors import InvalidArgumentError, UnavailableError, field_error
 from crucible_kit.tensors import from_tensor
 
 MAX_DIMENSION = 65536
@@ -129,12 +130,28 @@ def distances(items_ND: np.ndarray, queries_QD: np.ndarray, metric: int) -> np.n
         return found_QN.astype(np.float32)
 
 
+def check_waited_for(left: threading.Event) -> None:
+    """Raises UNAVAILABLE SEARCH_STOPPED when nobody waits for a search any more."""
+    if left.is_set():
+        raise UnavailableError("the search was stopped: its caller has left", reason="SEARCH_STOPPED")
+
+
 def nearest(
-    ids: Sequence[str], vectors_ND: np.ndarray, queries_QD: np.ndarray, metric: int, count: int
+    ids: Sequence[str],
+    vectors_ND: np.ndarray,
+    queries_QD: np.ndarray,
+    metric: int,
+    count: int,
+    left: threading.Event,
 ) -> list[list[Near]]:
-    """The nearest of the vectors for each query, equal distances by id. `ids` are the vectors', sorted."""
+    """The nearest of the vectors for each query, equal distances by id. `ids` are the vectors', sorted.
+
+    Raises:
+        UnavailableError: SEARCH_STOPPED, `left` was set: nobody waits for it.
+    """
     found: list[list[Near]] = []
     for first in range(0, len(queries_QD), _BLOCK_QUERIES):
+        check_waited_for(left)
         some_QD = queries_QD[first : first + _BLOCK_QUERIES]
         # In blocks: their float64 copies stay small.
         found_QN = np.concatenate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -142,7 +143,9 @@ class MemoryCollection:
     def read(self, ids: Sequence[str], *, with_vectors: bool) -> Iterator[Item]:
         return (self._items[each] for each in ids if each in self._items)
 
-    def nearest(self, queries_QD: np.ndarray, count: int, filter_: vector_pb2.Filter | None) -> list[list[Near]]:
+    def nearest(
+        self, queries_QD: np.ndarray, count: int, filter_: vector_pb2.Filter | None, left: threading.Event
+    ) -> list[list[Near]]:
         ids, vectors_ND = self._by_id()
         if filter_ is not None:
             matches = compiled(filter_)
@@ -150,7 +153,7 @@ class MemoryCollection:
             ids, vectors_ND = [ids[place] for place in places], vectors_ND[places]
         if not ids:
             return [[] for _ in queries_QD]
-        return nearest(ids, vectors_ND, queries_QD, self._collection.metric, count)
+        return nearest(ids, vectors_ND, queries_QD, self._collection.metric, count, left)
 
     def delete(self, ids: list[str]) -> None:
         if self._journal is not None:

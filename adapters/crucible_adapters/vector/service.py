@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar
 import numpy as np
 
 from crucible.port.vector.v1 import vector_pb2, vector_pb2_grpc
-from crucible_adapters.threads import Threads
+from crucible_adapters.threads import Threads, retrieve
 from crucible_adapters.vector.filters import compiled
 from crucible_adapters.vector.items import Item, Near, read_items, read_vectors
 from crucible_kit import paging
@@ -22,6 +23,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _DEFAULT_RESULTS = 10
 _MAX_RESULT_BYTES = MAX_MESSAGE_BYTES - 1024 * 1024
+_LEAST_RESULT_BYTES = 8
 _MAX_PAGE_BYTES = 8 * 1024 * 1024
 
 
@@ -49,7 +51,9 @@ class Stored(Protocol):
         """The items of these ids, in order; those that are not there are left out."""
         ...
 
-    def nearest(self, queries_QD: np.ndarray, count: int, filter_: vector_pb2.Filter | None) -> list[list[Near]]:
+    def nearest(
+        self, queries_QD: np.ndarray, count: int, filter_: vector_pb2.Filter | None, left: threading.Event
+    ) -> list[list[Near]]:
         """The nearest items of each query, sorted."""
         ...
 
@@ -95,9 +99,13 @@ class VectorStoreAdapter(vector_pb2_grpc.VectorStoreServiceServicer):
         self._store = store
         self._threads = Threads(self.description.name, threads)
         self._changing = threading.Lock()
+        # Set for those that nobody waits for any more.
+        self._searches: set[threading.Event] = set()
 
     async def close(self) -> None:
         """Ends the threads and closes the store."""
+        for left in self._searches:
+            left.set()
         if not self._threads.closed:
             await self._threads.close()
             self._store.close()
@@ -168,25 +176,37 @@ class VectorStoreAdapter(vector_pb2_grpc.VectorStoreServiceServicer):
         return vector_pb2.UpsertItemsResponse(num_added=added, num_replaced=replaced)
 
     async def QueryItems(self, request: vector_pb2.QueryItemsRequest, context: Any) -> vector_pb2.QueryItemsResponse:
-        return await self._run(context, self._query, request)
+        left = threading.Event()
+        work = asyncio.ensure_future(self._run(context, self._query, request, left))
+        self._searches.add(left)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # A search may take minutes, and others wait for its thread.
+            left.set()
+            await asyncio.wait([work])
+            retrieve(work)
+            raise
+        finally:
+            self._searches.discard(left)
 
-    def _query(self, request: vector_pb2.QueryItemsRequest) -> vector_pb2.QueryItemsResponse:
+    def _query(self, request: vector_pb2.QueryItemsRequest, left: threading.Event) -> vector_pb2.QueryItemsResponse:
         stored = self._opened(request.collection)
         queries_QD = read_vectors(request.vectors, stored.dimension, request.collection)
         filter_ = _checked_filter(request)
         response = vector_pb2.QueryItemsResponse()
         room = _MAX_RESULT_BYTES
-        for found in stored.nearest(queries_QD, request.num_results or _DEFAULT_RESULTS, filter_):
+        wanted = request.num_results or _DEFAULT_RESULTS
+        # Before a search of minutes: each result has a distance and an id, each query a message.
+        if len(queries_QD) * (1 + min(wanted, stored.describe().num_items)) * _LEAST_RESULT_BYTES > room:
+            raise _result_too_large()
+        for found in stored.nearest(queries_QD, wanted, filter_, left):
             distances = {each.id: each.distance for each in found}
             items: list[Item] = []
             for item in stored.read(list(distances), with_vectors=False):
                 room -= item.size
                 if room < 0:
-                    raise ResourceExhaustedError(
-                        "the items found don't fit into a message: ask for fewer results, or with fewer queries",
-                        reason="RESULT_TOO_LARGE",
-                        metadata={"limit_bytes": _MAX_RESULT_BYTES},
-                    )
+                    raise _result_too_large()
                 items.append(item)
             response.results.add(
                 ids=[each.id for each in items],
@@ -243,6 +263,14 @@ class VectorStoreAdapter(vector_pb2_grpc.VectorStoreServiceServicer):
         if stored is None:
             raise collection_not_found(name)
         return stored
+
+
+def _result_too_large() -> ResourceExhaustedError:
+    return ResourceExhaustedError(
+        "the items found don't fit into a message: ask for fewer results, or with fewer queries",
+        reason="RESULT_TOO_LARGE",
+        metadata={"limit_bytes": _MAX_RESULT_BYTES},
+    )
 
 
 def collection_not_found(name: str) -> NotFoundError:
