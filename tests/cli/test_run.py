@@ -301,6 +301,7 @@ def test_client_commands_need_no_server_parts(addresses: dict[str, str], tmp_pat
 
     listed = kitchen("runs", "list", "--server", addresses["open"], "--json")
     assert listed.returncode == 0, listed.stderr
-    refused = kitchen("run", "sl_basic", "--data", str(tmp_path), "--json")
-    assert refused.returncode == 1
-    assert json.loads(refused.stderr.splitlines()[-1])["reason"] == "SERVER_NOT_INSTALLED"
+    for words in (("run", "sl_basic", "--data", str(tmp_path), "--json"), ("serve", "--data", str(tmp_path), "--json")):
+        refused = kitchen(*words)
+        assert refused.returncode == 1
+        assert json.loads(refused.stderr.splitlines()[-1])["reason"] == "SERVER_NOT_INSTALLED"

@@ -12,6 +12,7 @@ import pytest
 import sympy
 
 from crucible.port.python_bridge.v1 import python_bridge_pb2 as pb
+from crucible_adapters.python_bridge.libraries import sympy_functions
 from crucible_adapters.python_bridge.libraries.expressions import ExpressionError, parse
 from crucible_kit.errors import FailedPreconditionError, InvalidArgumentError
 from tests.contract.refusals import refused
@@ -172,3 +173,10 @@ def test_a_long_sum_is_an_expression() -> None:
     assert parse("2^3^2 % 7 - -1") == sympy.Integer(2) ** 9 % 7 + 1
     assert parse("(x, 1/3)") == sympy.Tuple(sympy.Symbol("x"), sympy.Rational(1, 3))
     assert (parse("x >= 1"), parse("x == y")) == (sympy.Symbol("x") >= 1, sympy.Eq(*sympy.symbols("x y")))
+
+
+@pytest.mark.parametrize("name", ["", "x y"])
+def test_a_name_that_no_symbol_has_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is no name of a symbol"):
+        sympy_functions.solve("x^2 - 1", name)
+    assert sympy_functions.solve("x^2 - 1", "x") == [-1, 1]

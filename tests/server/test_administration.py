@@ -167,6 +167,18 @@ async def test_a_port_can_go_back_to_none(serving: Serving, monkeypatch: pytest.
         assert await refusal(keys(kitchen)) == ("FAILED_PRECONDITION", "PORT_NOT_MAPPED")
 
 
+async def test_an_adapter_s_own_refusal_at_the_start_names_its_mapping(serving: Serving, tmp_path: Path) -> None:
+    missing = "{adapter: 'builtin:workers', options: {manifests: ['/missing.yaml']}}"
+    with pytest.raises(KitchenError, match=r"^manifest\.ports\.python_bridge: options\.manifests: /missing\.yaml"):
+        async with serving(f"profile: local\nports: {{python_bridge: {missing}}}"):
+            pass
+    (tmp_path / "data").mkdir(exist_ok=True)
+    (tmp_path / "data" / FILE).write_text(f"ports: {{python_bridge: {missing}}}")
+    with pytest.raises(KitchenError, match=rf"^{FILE} ports\.python_bridge: "):
+        async with serving():
+            pass
+
+
 async def test_what_is_refused_changes_nothing(
     serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -13,20 +12,14 @@ from crucible_adapters.tinker.options import TinkerModel, TinkerOptions
 from crucible_adapters.tinker.requests import LOSSES
 from crucible_adapters.tinker.sampling import TinkerSampling
 from crucible_adapters.tinker.training import TinkerTraining
-from tests.llm.test_docs import _default, _kind
+from tests.option_tables import PAGES, check_table
 
-_PAGE = (Path(__file__).parents[2] / "docs/adapters/tinker.md").read_text(encoding="utf-8")
+_PAGE = (PAGES / "tinker.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("heading", "model"), [("Options", TinkerOptions), ("Models", TinkerModel)])
 def test_every_option_is_told(heading: str, model: type[BaseModel]) -> None:
-    section = next(each for each in re.split(r"^## ", _PAGE, flags=re.MULTILINE) if each.startswith(heading + "\n"))
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+?) \|$", section, flags=re.MULTILINE)
-    expected = [
-        (name, _kind(field.annotation), _default(field), str(field.description))
-        for name, field in model.model_fields.items()
-    ]
-    assert rows == expected
+    check_table("tinker.md", heading, model)
 
 
 def test_capabilities_losses_and_reasons_are_told() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from crucible_kit.errors import FailedPreconditionError
@@ -18,6 +18,19 @@ _DRAIN_SECONDS = 5.0
 _LONGEST_FOLDER = 80
 
 
+@contextmanager
+def server_installed() -> Iterator[None]:
+    """Around the imports of the server. Raises FAILED_PRECONDITION SERVER_NOT_INSTALLED where they fail."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise FailedPreconditionError(
+            f"the server's part is not installed ({error.name} is missing): pip install 'crucible-kitchen[all]', or "
+            "name a running server with --server",
+            reason="SERVER_NOT_INSTALLED",
+        ) from error
+
+
 @asynccontextmanager
 async def embedded_server(data: Path, manifest: Path | None) -> AsyncIterator[str]:
     """Serves a data folder, without taking up the runs that are in it, and yields the address.
@@ -25,15 +38,9 @@ async def embedded_server(data: Path, manifest: Path | None) -> AsyncIterator[st
     Raises:
         FailedPreconditionError: SERVER_NOT_INSTALLED; DATA_FOLDER_IN_USE with the address of the server that has it.
     """
-    try:
+    with server_installed():
         from crucible_kitchen.options import ServerOptions
         from crucible_kitchen.server import KitchenServer
-    except ModuleNotFoundError as error:
-        raise FailedPreconditionError(
-            f"the server's part is not installed ({error.name} is missing): pip install 'crucible-kitchen[all]', or "
-            "name a running server with --server",
-            reason="SERVER_NOT_INSTALLED",
-        ) from error
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     redact_logs()
     folder = _private_folder()

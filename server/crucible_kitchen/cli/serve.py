@@ -17,6 +17,7 @@ from crucible_kit.errors import InvalidArgumentError
 from crucible_kit.redaction import redact_logs
 from crucible_kit.settings import parse_settings
 from crucible_kitchen.cli.connection import execute
+from crucible_kitchen.cli.embedded import server_installed
 from crucible_kitchen.cli.follow import Interrupts
 from crucible_kitchen.cli.options import DEFAULT_DATA, json_option
 from crucible_kitchen.cli.output import note
@@ -79,7 +80,8 @@ def server_options(given: dict[str, Any]) -> ServerOptions:
 
 
 async def _run_server(options: ServerOptions, *, as_json: bool) -> None:
-    from crucible_kitchen.server import KitchenServer  # the options' help must not wait for the database's imports
+    with server_installed():
+        from crucible_kitchen.server import KitchenServer  # the options' help must not wait for the database's imports
 
     server = KitchenServer(options)
     # Before anybody learns the address: from then on a SIGTERM must find somebody who drains.

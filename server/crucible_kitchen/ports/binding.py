@@ -99,6 +99,20 @@ class Opening:
             metadata={"field": self.where, "port": self.port, "adapter": self.mapping.adapter},
         )
 
+    def located(self, error: KitchenError) -> KitchenError:
+        """An adapter's own error, which knows its options but not whose they are, with the mapping before it."""
+        if self.where in error.message:
+            return error
+        located = type(error)(
+            f"{self.where}: {error.message}",
+            reason=error.reason,
+            metadata={**error.metadata, "port": self.port},
+            fields=error.fields,
+            retry_delay=error.retry_delay,
+        )
+        located.port = error.port
+        return located
+
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:

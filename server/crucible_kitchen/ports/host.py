@@ -394,7 +394,7 @@ class PortHost:
 
 
 def _not_mapped(port: str) -> FailedPreconditionError:
-    installed = [name for name in adapter_names(port) if not name.startswith("fake_")]
+    installed = adapter_names(port)
     example = f"builtin:{installed[0]}" if installed else "grpc:HOST:PORT"
     others = f" (installed: {', '.join(installed)})" if installed else ""
     error = FailedPreconditionError(

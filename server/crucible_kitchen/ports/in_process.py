@@ -74,8 +74,8 @@ def open_loaded(opening: Opening) -> Opened:
     options = _options(opening, description.options)
     try:
         binding = ObjectBinding(opening.port, target(options, context))
-    except KitchenError:
-        raise
+    except KitchenError as error:
+        raise opening.located(error) from error
     except Exception as error:
         logger.exception("%s: %s can't be made", opening.where, opening.mapping.adapter)
         raise opening.refused(f"can't be made: {type(error).__name__}: {error}") from error

@@ -13,6 +13,6 @@ def find_adapter(port: str, name: str) -> EntryPoint | None:
 
 
 def adapter_names(port: str) -> list[str]:
-    """Names of the port's installed adapters, sorted."""
+    """Names of the port's installed adapters, sorted; without the fakes, which only tests may name."""
     found = (each.name.partition(".") for each in entry_points(group=ENTRY_POINTS))
-    return sorted({name for of_port, _, name in found if of_port == port})
+    return sorted({name for of_port, _, name in found if of_port == port and not name.startswith("fake_")})

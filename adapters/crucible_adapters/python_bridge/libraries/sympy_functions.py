@@ -49,17 +49,17 @@ def equal(left: Any, right: Any) -> bool:
 
 def solve(equation: Any, symbol: str) -> list[Any]:
     """The solutions of an equation, or of an expression that is to be zero."""
-    return list(sympy.solve(expression(equation), sympy.Symbol(symbol)))
+    return list(sympy.solve(expression(equation), _symbol(symbol)))
 
 
 def differentiate(value: Any, symbol: str, times: int = 1) -> Any:
     """The derivative."""
-    return sympy.diff(expression(value), sympy.Symbol(symbol), times)
+    return sympy.diff(expression(value), _symbol(symbol), times)
 
 
 def integrate(value: Any, symbol: str, lower: Any = None, upper: Any = None) -> Any:
     """The integral, definite when both bounds are given."""
-    variable = sympy.Symbol(symbol)
+    variable = _symbol(symbol)
     if lower is None and upper is None:
         return sympy.integrate(expression(value), variable)
     return sympy.integrate(expression(value), (variable, expression(lower), expression(upper)))
@@ -67,7 +67,7 @@ def integrate(value: Any, symbol: str, lower: Any = None, upper: Any = None) -> 
 
 def limit(value: Any, symbol: str, to: Any) -> Any:
     """The limit as the symbol goes there."""
-    return sympy.limit(expression(value), sympy.Symbol(symbol), expression(to))
+    return sympy.limit(expression(value), _symbol(symbol), expression(to))
 
 
 def substitute(value: Any, values: dict[str, Any]) -> Any:
@@ -95,3 +95,10 @@ def warm_up() -> None:
     """Fills what SymPy fills when it is first used."""
     simplify("(x**2 - 1)/(x - 1)")
     parse_latex(r"\frac{1}{2}")
+
+
+def _symbol(name: str) -> Any:
+    """The symbol of that name. One that no expression could have would be found in none of them, without a word."""
+    if not name or any(each.isspace() for each in name):
+        raise ValueError(f"{name!r} is no name of a symbol, such as x")
+    return sympy.Symbol(name)
