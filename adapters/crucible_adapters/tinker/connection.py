@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -34,7 +35,9 @@ class Connection:
 
     def __init__(self, options: TinkerOptions, key: str, clock: Clock) -> None:
         self.options = options
-        self.said = Provider(name="tinker", address=options.base_url or _ADDRESS, secrets=(key,) if key else ())
+        # The library reads the variable, too.
+        address = options.base_url or os.environ.get("TINKER_BASE_URL") or _ADDRESS
+        self.said = Provider(name="tinker", address=address, secrets=(key,) if key else ())
         self.checkpoints = Checkpoints()
         self._key = key
         self._clock = clock

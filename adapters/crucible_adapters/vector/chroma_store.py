@@ -314,11 +314,17 @@ class ChromaCollection:
             found: list[list[Near]] = []
             for start in range(0, len(queries_QD), group):
                 check_waited_for(left)
-                found += self._group(queries_QD[start : start + group], count, fetched, total, where)
+                found += self._group(queries_QD[start : start + group], count, fetched, total, where, left)
         return found
 
     def _group(
-        self, queries_QD: np.ndarray, count: int, fetched: int, total: int, where: dict[str, Any] | None
+        self,
+        queries_QD: np.ndarray,
+        count: int,
+        fetched: int,
+        total: int,
+        where: dict[str, Any] | None,
+        left: threading.Event,
     ) -> list[list[Near]]:
         """The nearest items of a few queries.
 
@@ -332,18 +338,20 @@ class ChromaCollection:
         found: list[list[Near]] = []
         for query_D, ids, vectors_ND in zip(queries_QD, answer["ids"], answer["embeddings"], strict=True):
             if len(ids) < fetched:
-                found.append(self._among_all(query_D, count, where))
+                found.append(self._among_all(query_D, count, where, left))
                 continue
             vectors_ND = np.asarray(vectors_ND, np.float32)
             near = sorted(map(Near, distances(vectors_ND, query_D[np.newaxis], self._metric)[0].tolist(), ids))
             if fetched < total and near[-1].distance <= near[count - 1].distance:
                 more = min(fetched * 4, total)
-                found += self._group(query_D[np.newaxis], count, more, total, where)
+                found += self._group(query_D[np.newaxis], count, more, total, where, left)
             else:
                 found.append(near[:count])
         return found
 
-    def _among_all(self, query_D: np.ndarray, count: int, where: dict[str, Any] | None) -> list[Near]:
+    def _among_all(
+        self, query_D: np.ndarray, count: int, where: dict[str, Any] | None, left: threading.Event
+    ) -> list[Near]:
         ids = sorted(self._found.get(where=where, include=[])["ids"])
         near: list[Near] = []
         for start in range(0, len(ids), _READ_VECTORS):
@@ -352,7 +360,7 @@ class ChromaCollection:
             if order:
                 vectors_ND = np.asarray(part["embeddings"], np.float32)[order]
                 names = [part["ids"][place] for place in order]
-                (found,) = nearest(names, vectors_ND, query_D[np.newaxis], self._metric, count)
+                (found,) = nearest(names, vectors_ND, query_D[np.newaxis], self._metric, count, left)
                 near = sorted(near + found)[:count]
         return near
 
