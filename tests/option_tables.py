@@ -13,23 +13,32 @@ from pydantic_core import PydanticUndefined
 PAGES = Path(__file__).parents[1] / "docs/adapters"
 
 
-def check_table(page: str, heading: str, model: type[BaseModel], elsewhere: Collection[str] = ()) -> None:
+def check_table(
+    page: str, heading: str, model: type[BaseModel], elsewhere: Collection[str] = (), *, types: bool = True
+) -> None:
     """The section's table tells every option as the model has it, but for those that are told elsewhere.
 
     Args:
         page: name of the file in docs/adapters.
         heading: of the section, without its #.
+        types: whether the table has a column of types.
     """
     text = re.split(r"^#+ ", (PAGES / page).read_text(encoding="utf-8"), flags=re.MULTILINE)
     section = next(each for each in text if each.startswith(heading + "\n"))
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+?) \|$", section, flags=re.MULTILINE)
-    fields = {name: each for name, each in model.model_fields.items() if name not in elsewhere}
-    assert [name for name, *_ in rows] == list(fields)
-    for name, kind, default, meaning in rows:
-        field = fields[name]
-        assert kind == _kind(field.annotation), name
-        assert default == _default(field), name
-        assert meaning == str(field.description).replace("|", "\\|"), name
+    shown = [line for line in section.splitlines() if re.match(r"\| `\w+` \|", line)]
+    assert shown == rows(model, elsewhere, types=types)
+
+
+def rows(model: type[BaseModel], elsewhere: Collection[str] = (), *, types: bool = True) -> list[str]:
+    """The lines of a model's table."""
+    lines = []
+    for name, field in model.model_fields.items():
+        if name in elsewhere:
+            continue
+        kind = [_kind(field.annotation)] if types else []
+        cells = [f"`{name}`", *kind, _default(field), str(field.description).replace("|", "\\|")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _kind(annotation: Any) -> str:
@@ -49,12 +58,20 @@ def _kind(annotation: Any) -> str:
 
 def _default(field: Any) -> str:
     value = field.get_default(call_default_factory=True)
-    if value is PydanticUndefined:
-        return "required"
-    if value is None or value == "" or value == {}:
+    # A bare object stands for a default that is absent, where None is a value.
+    if value is None or value in ("", {}, ()) or type(value) is object:
         return "none"
-    if isinstance(value, BaseModel):
-        return "see below"
-    if isinstance(value, tuple):
-        return ", ".join(str(each) for each in value)
-    return f"`{value}`" if isinstance(value, str) else f"{value:g}"
+    match value:
+        case _ if value is PydanticUndefined:
+            return "required"
+        case BaseModel():
+            return "see below"
+        case bool():
+            return str(value).lower()
+        case dict():
+            return ", ".join(f"`{each}`" for each in value)
+        case tuple():
+            return ", ".join(str(each) for each in value)
+        case str():
+            return f"`{value}`"
+    return f"{value:.12g}"
