@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch.optim.adamw import adamw
 
-_GROUP_ELEMENTS = 2**22
-"""Weights that are updated in one call, at most: the copies of those before it, for the norm, take 16 MiB."""
+_GROUP_ELEMENTS = 2**20
+"""Weights that are updated in one call, at most: so few stay in the cache from one pass over them to the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
