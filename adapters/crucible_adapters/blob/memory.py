@@ -62,7 +62,7 @@ class MemoryBlobs:
         with _LOCK:
             content, record = self._describe(key, path)
         file = io.BytesIO(content)
-        file.seek(offset)
+        file.seek(min(offset, record.size_bytes))
         return file, record
 
     def commit(

@@ -166,8 +166,9 @@ async def _ends(context: Blobs) -> None:
         key = new_key(context)
         await write(context, key, data)
         check_bytes(await read(context, key, len(data)), b"", "a read at the end")
-        past = read(context, key, len(data) + 1)
-        await check_refused(past, "OUT_OF_RANGE", "RANGE", what="a read past the end")
+        for offset in (len(data) + 1, 2**63 - 1):
+            past = read(context, key, offset)
+            await check_refused(past, "OUT_OF_RANGE", "RANGE", what=f"a read at {offset}, past the end,")
 
 
 @SUITE.requirement(
