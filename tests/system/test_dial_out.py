@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -85,9 +85,11 @@ def stores(folder: Path, address: str) -> Iterator[Stores]:
 
 
 async def steps_of(kitchen: KitchenClient, run_id: str) -> list[float]:
-    """The losses that the metrics store has of a run, in order."""
+    """The losses of a run that has ended, in order, once the metrics store has all: the log may be ahead of it."""
     request = metrics_pb2.QueryMetricsRequest(run_id=run_id, name="train/loss")
-    points = (await kitchen.port("metrics").QueryMetrics(request)).points
+    points: Sequence[metrics_pb2.MetricPoint] = ()
+    while len(points) < SMALL["max_steps"]:
+        points = (await kitchen.port("metrics").QueryMetrics(request)).points
     assert [point.step for point in points] == list(range(1, len(points) + 1))
     return [point.value for point in points]
 
@@ -216,9 +218,6 @@ async def test_stores_in_two_languages_are_killed_under_one_run(
             files = await finished(kitchen, run_id)
             assert adapter.attached() == {"crucible": 1, "address": kitchen_address}
             losses = await steps_of(kitchen, run_id)
-            # The log feeds a metrics store that comes back late.
-            while len(losses) < SMALL["max_steps"]:
-                losses = await steps_of(kitchen, run_id)
         assert list((tmp_path / "blobs").rglob(run_id))
         assert not (tmp_path / "data" / "blobs").exists()
     assert (files, losses) == expected

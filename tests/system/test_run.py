@@ -117,13 +117,15 @@ async def test_the_metrics_store_holds_the_log_s_metrics(server, finished: Finis
     from crucible_kit.adapter import AdapterContext
 
     events, _, _ = finished
+    steps = [event for event in events if event.HasField("step_completed")]
     store = SqliteMetricsStore(SqliteMetricsStore.description.options(), AdapterContext(data_dir=server.data))
     try:
         request = metrics_pb2.QueryMetricsRequest(run_id=events[0].run_id, name="train/loss")
         points = (await store.QueryMetrics(request, None)).points
+        while len(points) < len(steps):  # the log may be ahead of it
+            points = (await store.QueryMetrics(request, None)).points
     finally:
         await store.close()
-    steps = [event for event in events if event.HasField("step_completed")]
     assert [(point.step, point.value) for point in points] == [
         (event.step, event.step_completed.metrics["train/loss"]) for event in steps
     ]

@@ -108,19 +108,24 @@ class ComputeQueue:
                 logger.exception("what a cancelled job left to do has failed")
             with self._compute.changed:
                 self._passed(job)
+        if job is None:
+            self._end_turn(None)
+            return
+        future = job.future
         try:
-            value = None if job is None else job.run()
+            value = job.run()
         except BaseException as error:
             self._end_turn(job)
-            if job is not None:
-                job.future.set_exception(error)
-            # the error's traceback holds this frame: without this, whatever the job computed with stays in memory
+            # The error's traceback holds this frame: whoever is told of the error finds the memory free that the job
+            # has computed with.
             del job
+            future.set_exception(error)
+            del future
             return
         # first, so that whoever has the result finds its room free
         self._end_turn(job)
-        if job is not None:
-            job.future.set_result(value)
+        del job
+        future.set_result(value)
 
 
 class Compute:
