@@ -11,18 +11,10 @@ from typing import Any, cast
 
 from crucible_adapters.blob.folder import Record
 from crucible_adapters.blob.objects import Changed, Object, Taken, Wanted
+from crucible_adapters.blob.refusals import answered, malformed, timed_out, unaskable, unavailable
 from crucible_adapters.blob.write import DEFAULT_MEDIA_TYPE
-from crucible_adapters.retries import STATUS, retry_after
-from crucible_kit.errors import (
-    DataLossError,
-    DeadlineExceededError,
-    FailedPreconditionError,
-    KitchenError,
-    PermissionDeniedError,
-    ResourceExhaustedError,
-    UnauthenticatedError,
-    UnavailableError,
-)
+from crucible_adapters.retries import retry_after
+from crucible_kit.errors import KitchenError, UnauthenticatedError
 
 PART_BYTES = 16 * 1024 * 1024
 """A larger file is uploaded in parts of so many bytes, or more when S3's most parts would not do."""
@@ -155,17 +147,21 @@ def _taken() -> Iterator[None]:
 
 
 def s3_error(error: Exception, *, now: float) -> KitchenError | None:
-    """The error of the port that one of s3fs's or botocore's stands for; None: it is none of those.
-
-    The library's texts are left out: they hold addresses and names of keys.
-    """
+    """The error of the port that one of s3fs's or botocore's stands for; None: it is none of those."""
     from botocore import exceptions
     from botocore.parsers import ResponseParserError
 
     cause = error.__cause__ if isinstance(error, OSError) and error.__cause__ is not None else error
     code, status, headers = _answer(error)
     if code:
-        return _by_code(code, status, retry_after(headers, now=now))
+        return answered(
+            "s3",
+            code,
+            status,
+            retry_after(headers, now=now),
+            busy=code in _BUSY,
+            bad_credentials=code in _BAD_CREDENTIALS,
+        )
     if isinstance(cause, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
         return UnauthenticatedError(
             "s3 has no credentials: name the environment variables that hold them in the manifest, "
@@ -173,19 +169,15 @@ def s3_error(error: Exception, *, now: float) -> KitchenError | None:
             reason="STORE_CREDENTIALS",
         )
     if isinstance(cause, ResponseParserError | KeyError):
-        return DataLossError(
-            "s3 answers with a body that is not of its API's form: check endpoint_url", reason="STORE_REPLY_MALFORMED"
-        )
+        return malformed("s3")
     if isinstance(cause, exceptions.ReadTimeoutError | TimeoutError):
-        return DeadlineExceededError("s3 sent nothing within its read_timeout: try again", reason="STORE_TIMEOUT")
+        return timed_out("s3")
     if isinstance(cause, _broken()):
-        return _unavailable(f"can't be reached, or broke the connection ({type(cause).__name__})", {})
+        return unavailable("s3", f"can't be reached, or broke the connection ({type(cause).__name__})")
     if type(cause).__module__.partition(".")[0] in ("aiohttp", "aiobotocore"):
-        return _unavailable(f"broke the connection ({type(cause).__name__})", {})
+        return unavailable("s3", f"broke the connection ({type(cause).__name__})")
     if isinstance(cause, exceptions.BotoCoreError):
-        return FailedPreconditionError(
-            f"s3 can't be asked ({type(cause).__name__}): check storage_options", reason="STORE_REFUSED"
-        )
+        return unaskable("s3", cause)
     return None
 
 
@@ -198,35 +190,6 @@ def _broken() -> tuple[type[Exception], ...]:
         exceptions.IncompleteReadError,
         exceptions.ResponseStreamingError,
         ConnectionError,
-    )
-
-
-def _by_code(code: str, status: int, delay: float | None) -> KitchenError:
-    facts: dict[str, Any] = {"metadata": {"store": "s3", "code": code, STATUS: status}}
-    if code in _BUSY or status == 429:
-        return ResourceExhaustedError(
-            f"s3 wants fewer requests ({code})", reason="RATE_LIMITED", retry_delay=delay, **facts
-        )
-    if code in _BAD_CREDENTIALS or status == 401:
-        return UnauthenticatedError(
-            f"s3 refuses the credentials ({code}): check the environment variables that the manifest names",
-            reason="STORE_CREDENTIALS",
-            **facts,
-        )
-    if status == 403:
-        return PermissionDeniedError(
-            f"the credentials may not do that in this bucket ({code})", reason="STORE_FORBIDDEN", **facts
-        )
-    if status >= 500:
-        return _unavailable(f"answers {status} ({code})", facts["metadata"])
-    return FailedPreconditionError(
-        f"s3 refuses the request ({code}, {status}): check url and storage_options", reason="STORE_REFUSED", **facts
-    )
-
-
-def _unavailable(why: str, metadata: dict[str, Any]) -> UnavailableError:
-    return UnavailableError(
-        f"s3 {why}: try again, or check endpoint_url and the network", reason="STORE_UNAVAILABLE", metadata=metadata
     )
 
 
