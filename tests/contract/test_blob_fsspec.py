@@ -19,8 +19,16 @@ from tests.contract.conftest import Binding
 from tests.contract.refusals import refused
 from tests.contract.test_blob import read, stat, write
 
-NO_URLS = ["", "/folder", "http://host/a", "gs://bucket", "file://", "file:///", "file://host/a", "s3://", "s3:///a"]
-NO_URLS += ["s3://key:secret@bucket", "s3://bucket/a?b", "memory://a/../b", "s3://bucket/./a"]
+NO_URLS = ["", "/folder", "http://host/a", "az://bucket", "file://", "file:///", "file://host/a", "s3://", "s3:///a"]
+NO_URLS += [
+    "s3://key:secret@bucket",
+    "s3://bucket/a?b",
+    "memory://a/../b",
+    "s3://bucket/./a",
+    "gs://",
+    "gs:///a",
+    "gs://t@bucket",
+]
 
 
 @pytest.mark.parametrize("url", NO_URLS)
@@ -33,6 +41,21 @@ def test_what_is_no_url_of_a_store_is_refused(url: str) -> None:
 def test_secrets_are_no_options(name: str) -> None:
     with pytest.raises(ValidationError, match="give them as secrets"):
         FsspecBlobOptions(url="s3://bucket", storage_options={name: "value"})
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"service_account": "{}"}, "give them as secrets"),
+        ({"endpoint": "value"}, "endpoint: .* with gs:// there are endpoint_url, anon"),
+        ({"endpoint_url": "127.0.0.1:4443"}, "endpoint_url: "),
+        ({"read_timeout": 0}, "read_timeout: "),
+    ],
+    ids=["secret", "unknown", "address", "timeout"],
+)
+def test_options_of_gs_are_checked(option: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=f"storage_options\n.*{says}"):
+        FsspecBlobOptions(url="gs://bucket", storage_options=option)
 
 
 @pytest.mark.parametrize("name", ["aws_secret_access_key", "aws_access_key_id", "aws_session_token", "SSECustomerKey"])
@@ -49,16 +72,18 @@ def test_options_of_s3_are_for_s3(context: AdapterContext) -> None:
 
 @pytest.mark.parametrize(
     ("url", "package", "extra"),
-    [("s3://bucket", "s3fs", "s3"), ("memory://a", "fsspec", "server")],
-    ids=["s3", "memory"],
+    [
+        ("s3://bucket", "s3fs", "s3"),
+        ("gs://bucket", "google-cloud-storage", "gcs"),
+        ("memory://a", "fsspec", "server"),
+    ],
+    ids=["s3", "gs", "memory"],
 )
 def test_a_library_that_is_not_installed_is_named_with_its_extra(
     url: str, package: str, extra: str, context: AdapterContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        "crucible_adapters.blob.fsspec.find_spec", lambda name: None if name == package else found(name)
-    )
+    found, module = importlib.util.find_spec, package.replace("-", ".")
+    monkeypatch.setattr("crucible_adapters.blob.fsspec.find_spec", lambda name: None if name == module else found(name))
     with refused(FailedPreconditionError, "PACKAGE_MISSING", says=f"pip install 'crucible-kitchen[{extra}]'"):
         FsspecBlobStore(FsspecBlobOptions(url=url), context)
 
@@ -93,8 +118,10 @@ from crucible_kit.adapter import AdapterContext
 [entry] = entry_points(group="crucible_kitchen.adapters", name="blob.fsspec")
 kind = entry.load()
 early = "fsspec" in sys.modules
-kind(kind.description.options(url="s3://bucket"), AdapterContext(data_dir=Path(sys.argv[1])))
-print(early, [name for name in ("s3fs", "botocore", "aiohttp") if name in sys.modules])
+for url in ("s3://bucket", "gs://bucket"):
+    kind(kind.description.options(url=url), AdapterContext(data_dir=Path(sys.argv[1])))
+libraries = ("s3fs", "botocore", "aiohttp", "google.cloud.storage", "google.auth", "requests")
+print(early, [name for name in libraries if name in sys.modules])
 """
 
 

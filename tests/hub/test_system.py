@@ -143,6 +143,7 @@ LIBRARIES = (
         "chromadb",
         "datasets",
         "fsspec",
+        "google.cloud.storage",
         "google.genai",
         "httpx2",
         "huggingface_hub",
