@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
@@ -69,6 +70,10 @@ class FsspecBlobOptions(AdapterOptions):
             raise ValueError("must name a folder of this machine: file:///folder")
         if parts.scheme in _SECRETS and not parts.netloc:
             raise ValueError(f"must name a bucket: {parts.scheme}://bucket/prefix")
+        if parts.scheme == "gs" and not re.fullmatch("[a-z0-9][a-z0-9._-]*[a-z0-9]", parts.netloc):
+            raise ValueError(
+                "must name a bucket of lower-case letters, digits, - _ and ., with a letter or digit at ends"
+            )
         return value.rstrip("/") if not value.endswith("://") else value
 
     @field_validator("storage_options")
