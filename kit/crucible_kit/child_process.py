@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
+import shutil
 import signal
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+from crucible_kit.parent_death import dying_with_parent
 from crucible_kit.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -22,7 +25,8 @@ _PIPE_SECONDS = 1.0
 
 class ChildProcess:
     """One process, started and ended once. Its stdin is a pipe: the end of file tells it to end, even when the host
-    was killed. Its stderr, and its stdout when that is read, go into the host's log line by line.
+    was killed; and the system kills it with the host where it can. Its stderr, and its stdout when that is read, go
+    into the host's log line by line.
 
     Args:
         name: for the log.
@@ -59,10 +63,12 @@ class ChildProcess:
         return list(self._lines)
 
     async def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Starts it. Raises OSError when the program can't be executed."""
+        """Starts it. Raises OSError when there is no such program."""
+        if shutil.which(command[0], path=environment.get("PATH", os.defpath)) is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
         reads_stdout = self._first_line is not None
         self._process = await asyncio.create_subprocess_exec(
-            *command,
+            *dying_with_parent(command),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE if reads_stdout else asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

@@ -16,6 +16,7 @@ from google.rpc import status_pb2
 from crucible_adapters.huggingface.options import HuggingFaceOptions, library_environment, require
 from crucible_kit.adapter import AdapterContext, distribution_version
 from crucible_kit.errors import UnavailableError, from_status
+from crucible_kit.parent_death import dying_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Calls:
     async def _start(self) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             # -P: a file in the working directory must not stand in for a library
-            *(sys.executable, "-P", "-m", _MODULE),
+            *dying_with_parent([sys.executable, "-P", "-m", _MODULE]),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from crucible_adapters.python_bridge.frames import Frame, FrameError, Reader, encode
 from crucible_adapters.python_bridge.manifest import Library
 from crucible_kit.errors import FailedPreconditionError, UnavailableError
+from crucible_kit.parent_death import dying_with_parent
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class Template:
         ours.setblocking(False)
         self._control = ours
         with theirs:
-            self._process = await asyncio.to_thread(self._spawn, theirs)
+            self._process = self._spawn(theirs)
         if self.closed:
             self.stop()
         request = {"libraries": [each.model_dump(mode="json", exclude_unset=True) for each in self._libraries]}
@@ -165,13 +166,14 @@ class Template:
             logger.warning("the library %s can't be used: %s", name, problem)
 
     def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        """Not to be called in a thread, with which the process would end."""
         self._folder = self._folder or Path(tempfile.mkdtemp(prefix="python-bridge-"))
         home = self._folder / "home"
         home.mkdir(exist_ok=True)
         with (self._folder / _STDERR).open("wb") as stderr:
             return subprocess.Popen(
                 # -P: a file in the working directory must not stand in for a library
-                [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())],
+                dying_with_parent([sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())]),
                 pass_fds=[theirs.fileno()],
                 env={**self._environment, "HOME": str(home), "TMPDIR": str(home)},
                 cwd=home,

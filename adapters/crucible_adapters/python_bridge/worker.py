@@ -27,6 +27,7 @@ from crucible_adapters.python_bridge.calls import Calls, serve
 from crucible_adapters.python_bridge.guard import Limits, refuse_actions
 from crucible_adapters.python_bridge.manifest import Library
 from crucible_adapters.python_bridge.targets import Targets
+from crucible_kit.parent_death import die_with_parent
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 
@@ -86,6 +87,7 @@ def _fork(
     control: socket.socket, descriptors: list[int], memory_limit: int, libraries: dict[str, Library], targets: Targets
 ) -> dict[str, Any]:
     connection = socket.socket(fileno=descriptors[0])
+    parent = os.getpid()
     try:
         pid = os.fork()
     except OSError as error:
@@ -95,6 +97,7 @@ def _fork(
         connection.close()
         return {"pid": pid}
     try:
+        die_with_parent(parent)
         control.close()
         os.dup2(1, 2)  # nowhere: what a library says is not what the server logs
         limits = Limits(memory_limit)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import logging
 import os
 import signal
@@ -25,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 _STOP_GRACE_SECONDS = 1.0
 _ORPHAN_SECONDS = 5.0
-_PR_SET_PDEATHSIG = 1
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,7 +51,6 @@ async def run(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if arguments.parent_pipe:
-        _die_with_parent()
         threading.Thread(target=_watch_parent, args=(loop, stop), name="parent", daemon=True).start()
     await engine.started()
     served = await serve_ports(
@@ -71,12 +68,6 @@ async def run(arguments: argparse.Namespace) -> None:
     # a step that runs may take minutes and saves nothing: half-written checkpoints are swept at the next start
     logging.shutdown()
     os._exit(0)
-
-
-def _die_with_parent() -> None:
-    """Lets the kernel kill this process with its parent, where it can: at once, and when it is stopped, too."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _watch_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
