@@ -11,13 +11,12 @@ import signal
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+from crucible_kit.child_log import ChildLog, readable
 from crucible_kit.parent_death import dying_with_parent
-from crucible_kit.redaction import redact
 
 logger = logging.getLogger(__name__)
 
 _KEPT_LINES = 40
-_MAX_LINE_BYTES = 8 * 1024
 _READ_BYTES = 64 * 1024
 # Of a process that has ended: longer, its pipes are held open by children of its own.
 _PIPE_SECONDS = 1.0
@@ -26,7 +25,7 @@ _PIPE_SECONDS = 1.0
 class ChildProcess:
     """One process, started and ended once. Its stdin is a pipe: the end of file tells it to end, even when the host
     was killed; and the system kills it with the host where it can. Its stderr, and its stdout when that is read, go
-    into the host's log line by line.
+    into the host's log line by line, as far as ChildLog lets them.
 
     Args:
         name: for the log.
@@ -37,6 +36,7 @@ class ChildProcess:
         self._name = name
         self._process: asyncio.subprocess.Process | None = None
         self._readers: list[asyncio.Task[None]] = []
+        self._log = ChildLog(name)
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._first_line: asyncio.Future[str] | None = (
             asyncio.get_running_loop().create_future() if first_line else None
@@ -129,6 +129,7 @@ class ChildProcess:
         for reader in self._readers:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
+        self._log.close()
         if self._first_line is not None and not self._first_line.done():
             self._first_line.set_result("")
 
@@ -144,8 +145,8 @@ class ChildProcess:
     async def _read_stderr(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
         async for line in _lines(process.stderr):
-            self._lines.append(line)
-            logger.info("%s: %s", self._name, line)
+            self._lines.append(readable(line))
+            self._log.write(line)
         logger.info("%s ended with status %d", self._name, await process.wait())
 
     async def _read_stdout(self, process: asyncio.subprocess.Process) -> None:
@@ -153,31 +154,25 @@ class ChildProcess:
         assert self._first_line is not None
         async for line in _lines(process.stdout):
             if self._first_line.done():
-                logger.info("%s: %s", self._name, line)
+                self._log.write(line)
             else:
-                self._first_line.set_result(line)
+                self._first_line.set_result(readable(line))
         if not self._first_line.done():
             self._first_line.set_result("")
 
 
-async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    """The lines of a stream without secrets, at most 8 KiB of each: the rest of a longer one is dropped."""
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The lines of a stream, at least 64 KiB of each: the rest of a longer one is dropped."""
     pending, dropping = b"", False
     while data := await stream.read(_READ_BYTES):
         *complete, pending = (pending + data).split(b"\n")
         for line in complete:
             if not dropping:
-                yield _text(line)
+                yield line
             dropping = False
         if len(pending) > _READ_BYTES:
             if not dropping:
-                yield _text(pending)
+                yield pending
             pending, dropping = b"", True
     if pending and not dropping:
-        yield _text(pending)
-
-
-def _text(line: bytes) -> str:
-    # Redacted before the cut, which would leave the beginning of a secret.
-    text = redact(line.decode("utf-8", "replace").rstrip("\r"))
-    return text if len(text) <= _MAX_LINE_BYTES else f"{text[:_MAX_LINE_BYTES]}…"
+        yield pending

@@ -8,9 +8,13 @@ import select
 import signal
 import subprocess
 import sys
+import tracemalloc
+from functools import partial
 
 import pytest
 
+from crucible_kit import child_process
+from crucible_kit.child_log import ChildLog
 from crucible_kit.child_process import ChildProcess
 
 HOST = """
@@ -56,3 +60,40 @@ async def test_a_child_gets_its_environment_and_signals_as_they_are(caplog: pyte
     await child.wait()
     await child.stop(10)
     assert "child: SigIgn:\t0000000000000000" in caplog.messages
+
+
+async def test_a_flood_fills_no_log_and_no_memory(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(child_process, "ChildLog", partial(ChildLog, clock=lambda: 0.0))
+    monkeypatch.setattr(child_process, "_PIPE_SECONDS", 60.0)
+    child = ChildProcess("child", first_line=True)
+    flood = "echo first; yes flood | head -n 200000; yes flood | head -n 100000 >&2; head -c 9000000 /dev/zero >&2"
+    tracemalloc.start()
+    await child.start(["sh", "-c", flood], dict(os.environ))
+    assert await child.first_line() == "first"
+    await child.wait()
+    await child.stop(10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    flooded = sum("flood" in each for each in caplog.messages)
+    left_out = 300001 - flooded
+    assert flooded < 3000
+    assert caplog.messages.count(f"child: {left_out} lines were left out") == 1
+    assert len([each for each in caplog.messages if "is left out" in each]) == 1
+    assert peak < 8_000_000
+    assert [len(each) for each in child.last_lines][-2:] == [5, 8193]
+
+
+def test_a_child_is_heard_again_after_its_flood(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    now = 0.0
+    log = ChildLog("child", clock=lambda: now)
+    for _ in range(40):
+        log.write(b"x" * 10_000)
+    heard = len(caplog.messages) - 1
+    assert heard < 40 and caplog.messages[-1].startswith("child has written 256 KiB in less than 60 s")
+    now = 60.0
+    log.write(b"again")
+    assert caplog.messages[-2:] == [f"child: {40 - heard} lines were left out", "child: again"]
