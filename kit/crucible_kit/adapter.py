@@ -98,14 +98,14 @@ class AdapterDescription:
         port: the port it serves.
         capabilities: optional behaviour it has.
         options: type of its settings.
-        secrets: names of the secrets it takes; a manifest that gives another is refused. None: any.
+        secrets: names of the secrets it takes; a manifest that gives another is refused.
     """
 
     name: str
     port: str
     capabilities: tuple[str, ...] = ()
     options: type[AdapterOptions] = AdapterOptions
-    secrets: tuple[str, ...] | None = None
+    secrets: tuple[str, ...] = ()
 
 
 class InProcessAdapter(Protocol):

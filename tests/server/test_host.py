@@ -593,8 +593,12 @@ async def test_objects_get_their_secrets_and_their_failures_show_none(
     assert MARK in caught.value.message and SECRET not in caught.value.message
     with pytest.raises(InvalidArgumentError, match="takes no secret api_kye: unknown key; did you mean api_key"):
         open_host(blob={"adapter": adapter, "secrets": {"api_kye": "GOOD_KEY"}})
-    with pytest.raises(InvalidArgumentError, match="takes no secrets"):
-        open_host(training={"adapter": "builtin:torch", "secrets": {"api_key": "GOOD_KEY"}})
+    for port, builtin in (("training", "torch"), ("vector", "memory"), ("metrics", "sqlite")):
+        mapping = {"adapter": f"builtin:{builtin}", "secrets": {"api_key": "GOOD_KEY"}}
+        with pytest.raises(
+            InvalidArgumentError, match=f"{port}: builtin:{builtin} takes no secrets: leave api_key out"
+        ):
+            open_host(**{port: mapping})
     with pytest.raises(
         InvalidArgumentError, match="the environment variable NO_KEY, the secret api_key of the port blob"
     ):

@@ -39,7 +39,6 @@ class PythonWorkers(python_bridge_pb2_grpc.PythonBridgeServiceServicer):
         port="python_bridge",
         capabilities=("python_bridge.stream",),
         options=WorkersOptions,
-        secrets=(),
     )
 
     def __init__(

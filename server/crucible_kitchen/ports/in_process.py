@@ -124,11 +124,16 @@ def _description(target: Any, opening: Opening) -> AdapterDescription:
         raise opening.refused("is no adapter: it has no attribute `description` that is an AdapterDescription")
     if description.port != opening.port:
         raise opening.refused(f"serves the port {description.port}")
-    if description.secrets is not None:
-        for name in opening.secrets:
-            if name not in description.secrets:
-                raise opening.refused(f"takes no secret {name}: {unknown_key(name, description.secrets)}")
+    _check_secrets(opening, description.secrets)
     return description
+
+
+def _check_secrets(opening: Opening, known: tuple[str, ...]) -> None:
+    for name in opening.secrets:
+        if not known:
+            raise opening.refused(f"takes no secrets: leave {name} out")
+        if name not in known:
+            raise opening.refused(f"takes no secret {name}: {unknown_key(name, known)}")
 
 
 def _options(opening: Opening, model: type[AdapterOptions]) -> AdapterOptions:
@@ -139,8 +144,7 @@ def _options(opening: Opening, model: type[AdapterOptions]) -> AdapterOptions:
 def _check_process(adapter: ProcessAdapter, opening: Opening) -> AdapterOptions:
     if opening.port not in adapter.ports:
         raise opening.refused(f"serves the ports {', '.join(adapter.ports)}")
-    if opening.secrets:
-        raise opening.refused("takes no secrets: leave them out")
+    _check_secrets(opening, ())
     return _options(opening, adapter.options)
 
 
