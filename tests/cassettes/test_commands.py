@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from crucible_kit.cassettes.format import Header, write_cassette
 from crucible_kitchen.cli import main
 
 BLOBS = str(Path(__file__).parents[1] / "stubs" / "blob" / "local.jsonl")
@@ -42,3 +43,16 @@ def test_a_cassette_that_is_none(tmp_path: Path) -> None:
     assert (verified.exit_code, f"{path}:1: is no header" in verified.stdout) == (1, True)
     replayed = CliRunner().invoke(main, ["replay", str(path)])
     assert (replayed.exit_code, f"{path}:1: is no header" in replayed.stderr) == (1, True)
+
+
+def test_a_cassette_without_calls_says_nothing_of_an_adapter(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    write_cassette(path, Header(services=[]), [])
+    for words in (["cassettes", "verify"], ["replay"], ["replay", "--check", "--target", "unix:/x"]):
+        result = CliRunner().invoke(main, [*words, str(path)])
+        assert (result.exit_code, f"{path} holds no calls: record it again" in result.output) == (1, True)
+    call = {"call": 1, "method": "crucible.adapter.v1.AdapterService/Probe"}
+    events = [call, {"call": 1, "request": {}}, {"call": 1, "response": {}}, {"call": 1, "status": {"code": "OK"}}]
+    write_cassette(path, Header(services=["crucible.adapter.v1.AdapterService"]), events)
+    result = CliRunner().invoke(main, ["replay", "--check", "--target", "unix:/x", str(path)])
+    assert (result.exit_code, "no calls but 1 that say what an adapter is" in result.output) == (1, True)

@@ -19,7 +19,7 @@ from crucible_kit.adapter import CONTRACT_VERSIONS, distribution_version
 from crucible_kit.cassettes.caller import Caller, Outcome
 from crucible_kit.cassettes.codec import code_name, detail_of
 from crucible_kit.cassettes.fields import rewrite
-from crucible_kit.cassettes.format import Call, Cassette
+from crucible_kit.cassettes.format import Call, Cassette, require_calls
 from crucible_kit.cassettes.matching import Approximate, Comparison, Difference, Rules, rules_of
 from crucible_kit.cassettes.methods import ADAPTER_SERVICE, FINISHED_STATES
 from crucible_kit.cassettes.placeholders import Placeholder, Unbound, parse, render
@@ -79,9 +79,10 @@ def check_cassette(
         tolerance: of numbers in responses that no rule of the cassette is about.
 
     Raises:
-        InvalidArgumentError: PARAMETER_MISSING.
+        InvalidArgumentError: PARAMETER_MISSING; CASSETTE_EMPTY when there is no call to make.
         UnavailableError: the target does not answer at all.
     """
+    require_calls(cassette, _port_calls(cassette))
     values = dict(parameters or {})
     for name, description in cassette.header.parameters.items():
         if name not in values:
@@ -90,6 +91,10 @@ def check_cassette(
     if missing:
         return Report(skipped=f"the adapter does not declare {', '.join(missing)}")
     return _Check(cassette, Caller(channel, metadata), values, tolerance or Approximate(path="response.**")).run()
+
+
+def _port_calls(cassette: Cassette) -> list[Call]:
+    return [call for call in cassette.calls if call.method.service != ADAPTER_SERVICE]
 
 
 def _missing_capabilities(cassette: Cassette, channel: grpc.Channel, metadata: Sequence[tuple[str, str]]) -> list[str]:
@@ -135,7 +140,7 @@ def check_rules(cassette: Cassette, tolerance: Approximate) -> Rules:
 class _Check:
     def __init__(self, cassette: Cassette, caller: Caller, values: dict[str, str], tolerance: Approximate) -> None:
         self._rules = check_rules(cassette, tolerance)
-        self._calls = [call for call in cassette.calls if call.method.service != ADAPTER_SERVICE]
+        self._calls = _port_calls(cassette)
         self._caller = caller
         self._bindings = values
         self._report = Report()

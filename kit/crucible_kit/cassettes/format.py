@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -151,6 +151,20 @@ def read_cassette(path: Path) -> Cassette:
     if lines[-1] and _is_json(lines[-1]):
         reader.take(len(lines), lines[-1])
     return reader.result()
+
+
+def require_calls(cassette: Cassette, calls: Sequence[Call]) -> None:
+    """Raises INVALID_ARGUMENT CASSETTE_EMPTY when `calls`, those of the cassette that count, are none: it would hold
+    whatever an adapter does.
+    """
+    if not calls:
+        other = f" but {len(cassette.calls)} that say what an adapter is" if cassette.calls else ""
+        raise InvalidArgumentError(
+            f"{cassette.path} holds no calls{other}: record it again, with a client that calls the adapter's port "
+            "through the recorder",
+            reason="CASSETTE_EMPTY",
+            metadata={"path": cassette.path},
+        )
 
 
 def write_cassette(path: Path, header: Header, events: Iterable[Mapping[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from crucible_kit.cassettes import placeholders
-from crucible_kit.cassettes.format import Call, Cassette, Step
+from crucible_kit.cassettes.format import Call, Cassette, Step, require_calls
 from crucible_kit.cassettes.matching import Difference
 from crucible_kit.cassettes.methods import FINISHED_STATES, Method
 from crucible_kit.cassettes.tracks import Order, Track, is_numbered, wrong_metadata
@@ -49,6 +49,9 @@ class Playback:
 
     Attributes:
         mismatches: what was answered to calls that the recordings do not have.
+
+    Raises:
+        InvalidArgumentError: CASSETTE_EMPTY for one without calls.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class Playback:
         repeat: bool = False,
         hold_seconds: float = 2.0,
     ) -> None:
+        for each in cassettes:
+            require_calls(each, each.calls)
         self.tracks = [Track.at_start(each, order) for each in cassettes]
         self.mismatches: list[FailedPreconditionError] = []
         self._repeat = repeat

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from crucible_kit.cassettes.codec import BLOB_FOLDER, status_from_tree, status_to_tree, to_tree
 from crucible_kit.cassettes.fields import rewrite
-from crucible_kit.cassettes.format import Call, Cassette, Step, dump_line, read_cassette
+from crucible_kit.cassettes.format import Call, Cassette, Step, dump_line, read_cassette, require_calls
 from crucible_kit.cassettes.matching import rules_of
 from crucible_kit.cassettes.methods import descriptor_sha256, services
 from crucible_kit.cassettes.placeholders import Placeholder, parse
@@ -47,6 +47,8 @@ def verify_cassette(path: Path) -> Verdict:
     try:
         cassette = read_cassette(path)
         rules_of(path, cassette.header.rules)
+        if cassette.complete:
+            require_calls(cassette, cassette.calls)
     except KitchenError as error:
         verdict.problems.append(error.message)
         return verdict
