@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from rich.console import Console
 
 from crucible.kitchen.v1 import event_pb2
 from crucible_client import Progress, RunView
+from crucible_kit.errors import UnavailableError, from_status, to_status
 from crucible_kitchen.cli.display import BarDisplay, duration_text, progress_text
 from crucible_kitchen.cli.event_text import event_text, state_name
 from crucible_kitchen.cli.follow import exit_code, resume_command
 from crucible_kitchen.cli.options import Target
+from crucible_kitchen.cli.output import print_error
 from crucible_kitchen.cli.serve import server_options
 from crucible_kitchen.cli.summary import local_path
 from crucible_kitchen.options import ServerOptions
@@ -63,6 +66,15 @@ def test_texts_of_anybody_s_do_not_steer_the_terminal() -> None:
     log = event_pb2.LogRecorded(message="a\x1b[31mb\nc\td\u202ee \u00e9\U0001f389\u200d\x85")
     text = event_text(event_pb2.RunEvent(log_recorded=log))
     assert text == "a\\x1b[31mb\\nc\\td\\u202ee \u00e9\U0001f389\u200d\\x85"
+
+
+def test_an_error_tells_when_to_try_again(capsys: pytest.CaptureFixture[str]) -> None:
+    for seconds, told in ((5.0, "5"), (0.25, "0.2"), (90.0, "90")):
+        error = from_status(to_status(UnavailableError("it is away", reason="AWAY", retry_delay=seconds)))
+        print_error(error, as_json=False)
+        assert capsys.readouterr().err == f"error: it is away\n  UNAVAILABLE AWAY\n  try again in {told} s\n"
+        print_error(error, as_json=True)
+        assert json.loads(capsys.readouterr().err)["retry_delay_seconds"] == seconds
 
 
 def test_progress_texts() -> None:

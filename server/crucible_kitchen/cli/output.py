@@ -39,12 +39,14 @@ def print_messages(messages: Iterable[Message]) -> None:
 
 
 def error_facts(error: KitchenError) -> dict[str, Any]:
-    """An error as JSON: code, reason, message, and fields and metadata where there are any."""
+    """An error as JSON: code, reason, message, and fields, metadata and retry_delay_seconds where there are any."""
     facts: dict[str, Any] = {"code": error.code.name, "reason": error.reason, "message": error.message}
     if error.fields:
         facts["fields"] = [each._asdict() for each in error.fields]
     if error.metadata:
         facts["metadata"] = error.metadata
+    if error.retry_delay is not None:
+        facts["retry_delay_seconds"] = error.retry_delay
     return facts
 
 
@@ -59,6 +61,8 @@ def print_error(error: KitchenError, *, as_json: bool) -> None:
     for field, description in error.fields:
         if description not in error.message:
             click.echo(f"  {one_line(field)}: {one_line(description)}", err=True)
+    if error.retry_delay is not None:
+        click.echo(f"  try again in {round(error.retry_delay, 1):g} s", err=True)
 
 
 def note(text: str) -> None:
