@@ -257,7 +257,7 @@ def test_names_do_not_steer_the_terminal(kitchen: Kitchen) -> None:
         assert not set(answer.out) & {"\x1b", "\x07", "\r", "\u202e", "\x9b"}
     lines = kitchen("runs", "events", "odd").out.splitlines()
     assert [int(line.split()[0]) for line in lines] == list(range(1, len(lines) + 1))
-    assert "run odd is CANCELLED: \\x1b[2J\\x07gone\\r\\nrun odd is COMPLETED\\u202e\\x9b1A" in lines[-1]
+    assert "run odd is CANCELLED: \\x1b[2J\\x07gone | run odd is COMPLETED\\u202e\\x9b1A" in lines[-1]
 
 
 def test_catalogue_commands(kitchen: Kitchen) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from crucible.kitchen.v1 import event_pb2
 from crucible_client import Progress, RunView
-from crucible_kit.errors import UnavailableError, from_status, to_status
+from crucible_kit.errors import InvalidArgumentError, UnavailableError, from_status, to_status
 from crucible_kitchen.cli.display import BarDisplay, duration_text, progress_text
 from crucible_kitchen.cli.event_text import event_text, state_name
 from crucible_kitchen.cli.follow import exit_code, resume_command
@@ -22,6 +22,7 @@ from crucible_kitchen.cli.output import print_error
 from crucible_kitchen.cli.serve import server_options
 from crucible_kitchen.cli.summary import local_path
 from crucible_kitchen.options import ServerOptions
+from crucible_kitchen.ports.manifest import read_manifest
 
 PAYLOADS = [each.name for each in event_pb2.RunEvent.DESCRIPTOR.oneofs_by_name["payload"].fields]
 
@@ -63,9 +64,21 @@ def test_texts() -> None:
 
 
 def test_texts_of_anybody_s_do_not_steer_the_terminal() -> None:
-    log = event_pb2.LogRecorded(message="a\x1b[31mb\nc\td\u202ee \u00e9\U0001f389\u200d\x85")
+    log = event_pb2.LogRecorded(message="a\x1b[31mb \n\n  c\td\u202ee \u00e9\U0001f389\u200d\x85\x00")
     text = event_text(event_pb2.RunEvent(log_recorded=log))
-    assert text == "a\\x1b[31mb\\nc\\td\\u202ee \u00e9\U0001f389\u200d\\x85"
+    assert text == "a\\x1b[31mb | c d\\u202ee \u00e9\U0001f389\u200d | \\x00"
+
+
+def test_a_library_s_text_of_several_lines_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "manifest.yaml"
+    path.write_text("ports: {blob: builtin:local\nother: [")
+    with pytest.raises(InvalidArgumentError) as caught:
+        read_manifest(path)
+    assert caught.value.message.count("\n") > 3
+    print_error(caught.value, as_json=False)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith(f"error: manifest {path} can't be read: while parsing a flow mapping | in ")
+    assert "\\n" not in first
 
 
 def test_an_error_tells_when_to_try_again(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from crucible_client import KitchenClient, RunView
 from crucible_client.fold import ENDED_STATES
 from crucible_kit.errors import FailedPreconditionError
 from crucible_kitchen.cli.options import Target
-from crucible_kitchen.cli.output import note
+from crucible_kitchen.cli.output import note, one_line
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = 130
@@ -86,7 +86,7 @@ async def _ask_to_pause(client: KitchenClient, run_id: str) -> None:
         await client.pause_run(run_id)
     except FailedPreconditionError as error:
         # It ended in this moment, or has not begun: the watch tells which.
-        note(error.message)
+        note(one_line(error.message))
 
 
 async def _watch(client: KitchenClient, run: run_pb2.Run, view: RunView, on_event: OnEvent) -> None:

@@ -18,8 +18,11 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 
 
 def one_line(text: str) -> str:
-    """A text of anybody's as it may be shown: what is no plain text in it is escaped, such as \\x1b."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    """A text of anybody's as it may be shown: its lines with " | " between them, as libraries tell of what they can't
+    read in several, and what is no plain text escaped, such as \\x1b.
+    """
+    lines = (line.replace("\t", " ").strip() for line in text.splitlines())
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), " | ".join(filter(None, lines)))
 
 
 def json_line(message: Message) -> str:
@@ -56,7 +59,7 @@ def print_error(error: KitchenError, *, as_json: bool) -> None:
         click.echo(json.dumps(error_facts(error), ensure_ascii=False), err=True)
         return
     click.echo(f"error: {one_line(error.message)}", err=True)
-    click.echo(f"  {error.code.name} {error.reason}", err=True)
+    click.echo(f"  {error.code.name} {one_line(error.reason)}", err=True)
     # The message says what most errors have to say; a field stands alone only when it is not in there.
     for field, description in error.fields:
         if description not in error.message:
