@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from google.protobuf import struct_pb2
 from google.protobuf.json_format import MessageToDict, ParseDict
@@ -109,7 +109,9 @@ class AdapterDescription:
 
 
 class InProcessAdapter(Protocol):
-    """A generated servicer that the host makes, calls through an object channel and closes."""
+    """A generated servicer that the host makes, calls through an object channel and closes. It may be a
+    TellsReadiness too.
+    """
 
     description: AdapterDescription
 
@@ -117,6 +119,15 @@ class InProcessAdapter(Protocol):
 
     async def close(self) -> None:
         """Frees what it holds."""
+        ...
+
+
+@runtime_checkable
+class TellsReadiness(Protocol):
+    """An adapter that may know by itself that it can't serve."""
+
+    def not_ready(self) -> str:
+        """Why it can't serve as it is set up, and what to do; empty: nothing speaks against it. Asks nobody."""
         ...
 
 
@@ -168,6 +179,7 @@ class AdapterInfoService(adapter_pb2_grpc.AdapterServiceServicer):
         capabilities: by port name.
         version: the adapter's; None: that of this distribution.
         configuration: takes the settings that the host sends; None: they are given when it is started.
+        not_ready: as TellsReadiness has it; None: always ready.
     """
 
     def __init__(
@@ -177,12 +189,24 @@ class AdapterInfoService(adapter_pb2_grpc.AdapterServiceServicer):
         capabilities: Mapping[str, tuple[str, ...]],
         version: str | None = None,
         configuration: Configuration | None = None,
+        not_ready: Callable[[], str] | None = None,
     ) -> None:
         self._name = name
         self._capabilities = dict(capabilities)
         self._version = distribution_version() if version is None else version
         self._configuration = configuration
+        self._not_ready = not_ready
         self._instance_id = uuid.uuid4().hex
+
+    @classmethod
+    def of(cls, adapter: InProcessAdapter) -> AdapterInfoService:
+        """That of an adapter in this process."""
+        description = adapter.description
+        return cls(
+            name=description.name,
+            capabilities={description.port: description.capabilities},
+            not_ready=adapter.not_ready if isinstance(adapter, TellsReadiness) else None,
+        )
 
     def describe(self) -> adapter_pb2.GetAdapterInfoResponse:
         """What it answers to the handshake."""
@@ -220,6 +244,8 @@ class AdapterInfoService(adapter_pb2_grpc.AdapterServiceServicer):
         return await self._configuration.configure(request)
 
     async def Probe(self, request: adapter_pb2.ProbeRequest, context: Any) -> adapter_pb2.ProbeResponse:
+        if problem := self._not_ready() if self._not_ready is not None else "":
+            return adapter_pb2.ProbeResponse(state=adapter_pb2.ProbeResponse.STATE_DEGRADED, detail=problem)
         return adapter_pb2.ProbeResponse(state=adapter_pb2.ProbeResponse.STATE_READY)
 
 

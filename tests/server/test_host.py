@@ -603,3 +603,33 @@ async def test_objects_get_their_secrets_and_their_failures_show_none(
         InvalidArgumentError, match="the environment variable NO_KEY, the secret api_key of the port blob"
     ):
         open_host(blob={"adapter": adapter, "secrets": {"api_key": "NO_KEY"}})
+
+
+@pytest.mark.parametrize(
+    ("port", "adapter", "options", "ready"),
+    [
+        ("llm", "anthropic", {}, False),
+        ("llm", "openai", {}, False),
+        ("llm", "openai", {"base_url": "http://127.0.0.1:1/v1"}, True),
+        ("llm", "google_genai", {}, False),
+        ("embedding", "openai", {}, False),
+        ("embedding", "google_genai", {}, False),
+        ("training", "tinker", {}, False),
+        ("sampling", "tinker", {}, False),
+    ],
+)
+async def test_a_provider_s_adapter_without_its_key_is_not_ready(
+    open_host: Open, monkeypatch: pytest.MonkeyPatch, port: str, adapter: str, options: dict[str, Any], ready: bool
+) -> None:
+    if adapter == "tinker":
+        pytest.importorskip("tinker")
+    monkeypatch.setenv("GOOD_KEY", "tml-0123456789")
+    mapping = {"adapter": f"builtin:{adapter}", "options": options}
+    probed = await open_host(**{port: mapping}).probe(port)
+    if ready:
+        assert (probed.state, probed.detail) == (admin_pb.ADAPTER_STATE_READY, "")
+    else:
+        assert probed.state == admin_pb.ADAPTER_STATE_DEGRADED
+        assert "has no key, its secret api_key: name the environment variable" in probed.detail
+    host = open_host(**{port: {**mapping, "secrets": {"api_key": "GOOD_KEY"}}})
+    assert (await host.probe(port)).state == admin_pb.ADAPTER_STATE_READY

@@ -145,6 +145,10 @@ class ProviderEmbedding(embedding_pb2_grpc.EmbeddingServiceServicer):
         """What one of the library's exceptions stands for: an error of the port or a TextTooLongError; None: it is none
         of those."""
 
+    def not_ready(self) -> str:
+        """That it has no key and needs one; else empty."""
+        return self._said.no_key().message if self.needs_key and not self._key else ""
+
     async def close(self) -> None:
         """Ends the connections."""
         await self._library.close()

@@ -87,8 +87,8 @@ class Provider:
     def no_key(self) -> UnauthenticatedError:
         """The adapter has no key."""
         return UnauthenticatedError(
-            f"the {self.name} adapter has no key: name the environment variable that holds it in the manifest, "
-            "`secrets: {api_key: VARIABLE}`",
+            f"the {self.name} adapter has no key, its secret api_key: name the environment variable that holds it in "
+            "the manifest, `secrets: {api_key: VARIABLE}`",
             reason="PROVIDER_CREDENTIALS",
             metadata={"provider": self.name},
         )

@@ -64,6 +64,10 @@ class Connection:
             else:
                 client.holder.close()
 
+    def not_ready(self) -> str:
+        """That there is no key; else empty."""
+        return "" if self._key else self.said.no_key().message
+
     async def open_service(self) -> Any:
         """A ServiceClient of the library with a session of its own at Tinker, which ends with it."""
         return await self._opened_client(has_session=True)

@@ -111,9 +111,10 @@ async def _object(adapter: Any, port: str, options: Mapping[str, Any], folder: P
     if description.port != port:
         raise _invalid(f"{description.name} serves the port {description.port}, not {port}")
     servicer = adapter(parse_settings(description.options, options, where="option"), AdapterContext(data_dir=folder))
-    info = AdapterInfoService(name=description.name, capabilities={port: description.capabilities})
     try:
-        yield Opened(ObjectChannel({PORTS[port].service.full_name: servicer, _HANDSHAKE: info}))
+        yield Opened(
+            ObjectChannel({PORTS[port].service.full_name: servicer, _HANDSHAKE: AdapterInfoService.of(servicer)})
+        )
     finally:
         await servicer.close()
 

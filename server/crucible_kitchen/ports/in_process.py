@@ -38,9 +38,8 @@ class ObjectBinding:
 
     def __init__(self, port: str, adapter: InProcessAdapter) -> None:
         self._adapter = adapter
-        description = adapter.description
-        info = AdapterInfoService(name=description.name, capabilities={port: description.capabilities})
-        self.channel = ObjectChannel({PORTS[port].service.full_name: adapter, _ADAPTER_SERVICE: info})
+        services = {PORTS[port].service.full_name: adapter, _ADAPTER_SERVICE: AdapterInfoService.of(adapter)}
+        self.channel = ObjectChannel(services)
         self.info: adapter_pb2.GetAdapterInfoResponse | None = None
 
     def is_ready(self, port: str) -> bool:
