@@ -361,7 +361,7 @@ async def test_processes_that_are_killed_are_replaced_and_none_is_left(tmp_path:
         with refused(FailedPreconditionError, "WORKER_DIED", says="SIGKILL"):
             await runs
         await asyncio.to_thread(replaced.wait)
-    assert replaced.poll() == -signal.SIGKILL and folder is not None and not folder.exists()
+    assert replaced.poll() == -signal.SIGKILL and folder is not None and not folder.path.exists()
     with pytest.raises(KitchenError) as caught:
         await opened(made.stub)
     assert caught.value.reason == "ADAPTER_CLOSED"

@@ -6,12 +6,10 @@ import asyncio
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +19,7 @@ from crucible_adapters.python_bridge.frames import Frame, FrameError, Reader, en
 from crucible_adapters.python_bridge.manifest import Library
 from crucible_kit.errors import FailedPreconditionError, UnavailableError
 from crucible_kit.parent_death import dying_with_parent
+from crucible_kit.temporary import TemporaryFolder
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -128,7 +127,7 @@ class Template:
         self._max_result_bytes = max_result_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._folder: Path | None = None
+        self._folder: TemporaryFolder | None = None
         self._turn = asyncio.Lock()
         self._workers: set[Worker] = set()
         self.problems: dict[str, str] = {}
@@ -154,7 +153,8 @@ class Template:
         ours.setblocking(False)
         self._control = ours
         with theirs:
-            self._process = self._spawn(theirs)
+            self._folder = self._folder or await asyncio.to_thread(TemporaryFolder)
+            self._process = self._spawn(theirs, self._folder.path)
         if self.closed:
             self.stop()
         request = {"libraries": [each.model_dump(mode="json", exclude_unset=True) for each in self._libraries]}
@@ -165,12 +165,11 @@ class Template:
         for name, problem in self.problems.items():
             logger.warning("the library %s can't be used: %s", name, problem)
 
-    def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    def _spawn(self, theirs: socket.socket, folder: Path) -> subprocess.Popen[bytes]:
         """Not to be called in a thread, with which the process would end."""
-        self._folder = self._folder or Path(tempfile.mkdtemp(prefix="python-bridge-"))
-        home = self._folder / "home"
+        home = folder / "home"
         home.mkdir(exist_ok=True)
-        with (self._folder / _STDERR).open("wb") as stderr:
+        with (folder / _STDERR).open("wb") as stderr:
             return subprocess.Popen(
                 # -P: a file in the working directory must not stand in for a library
                 dying_with_parent([sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())]),
@@ -271,7 +270,7 @@ class Template:
         async with self._turn:
             await self._end()
         if self._folder is not None:
-            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+            await asyncio.to_thread(self._folder.remove)
 
     async def _end(self, why: str = "was stopped") -> None:
         control, self._control = self._control, None
@@ -290,7 +289,7 @@ class Template:
     def _said(self) -> str:
         """The end of what the process wrote to stderr."""
         assert self._folder is not None
-        return (self._folder / _STDERR).read_text("utf-8", "replace")[-_SHOWN_CHARACTERS:] or "it has said nothing"
+        return (self._folder.path / _STDERR).read_text("utf-8", "replace")[-_SHOWN_CHARACTERS:] or "it has said nothing"
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

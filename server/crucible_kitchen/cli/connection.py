@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from crucible_client import KitchenClient
 from crucible_kit.errors import NotFoundError
+from crucible_kit.temporary import TemporaryFolder
 from crucible_kitchen.cli.embedded import embedded_server
 from crucible_kitchen.cli.options import Target
 
@@ -51,8 +50,8 @@ async def connected_to_catalog(target: Target) -> AsyncIterator[KitchenClient]:
         async with connected(target) as client:
             yield client
         return
-    with tempfile.TemporaryDirectory(prefix="kitchen-") as folder:
-        async with connected(replace(target, data=Path(folder))) as client:
+    with TemporaryFolder() as folder:
+        async with connected(replace(target, data=folder)) as client:
             yield client
 
 

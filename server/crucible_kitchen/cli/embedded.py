@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -11,11 +10,12 @@ from pathlib import Path
 
 from crucible_kit.errors import FailedPreconditionError
 from crucible_kit.redaction import redact_logs
+from crucible_kit.temporary import TemporaryFolder
 
 # A run that is not paused in time goes on from its last checkpoint, so leaving must not take long.
 _DRAIN_SECONDS = 5.0
 # A socket's path has at most 107 bytes, and TMPDIR may take most of them.
-_LONGEST_FOLDER = 80
+_LONGEST_FOLDER = 74
 
 
 @contextmanager
@@ -43,8 +43,8 @@ async def embedded_server(data: Path, manifest: Path | None) -> AsyncIterator[st
         from crucible_kitchen.server import KitchenServer
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     redact_logs()
-    folder = _private_folder()
-    try:
+    usual = tempfile.gettempdir()
+    with TemporaryFolder(usual if len(usual.encode()) <= _LONGEST_FOLDER else "/tmp") as folder:
         server = KitchenServer(
             ServerOptions(
                 listen=f"unix:{folder / 'kitchen'}",
@@ -59,11 +59,3 @@ async def embedded_server(data: Path, manifest: Path | None) -> AsyncIterator[st
             yield server.address
         finally:
             await server.stop()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _private_folder() -> Path:
-    usual = tempfile.gettempdir()
-    parent = usual if len(usual.encode()) <= _LONGEST_FOLDER else "/tmp"
-    return Path(tempfile.mkdtemp(prefix="kitchen-", dir=parent))  # mode 0700

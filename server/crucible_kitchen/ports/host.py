@@ -16,6 +16,7 @@ from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import FailedPreconditionError, KitchenError, NotFoundError, UnavailableError
 from crucible_kit.ports import PORTS
 from crucible_kit.settings import unknown_key
+from crucible_kit.temporary import TemporaryFolder
 from crucible_kitchen.ports import handshake
 from crucible_kitchen.ports.added import FILE, next_generation, read_added, write_added
 from crucible_kitchen.ports.binding import Binding, Kind, Opening
@@ -29,7 +30,6 @@ from crucible_kitchen.ports.manifest import PortMapping, base_mappings, check_fa
 from crucible_kitchen.ports.mapping import REMOTE_KINDS
 from crucible_kitchen.ports.named import errors_of
 from crucible_kitchen.ports.secrets import read_secrets
-from crucible_kitchen.ports.sockets import close_socket_folder, open_socket_folder
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,8 @@ class PortHost:
         self._profile = profile
         self._context = context
         self._kinds = {**KINDS, **kinds}
-        self._socket_dir = open_socket_folder(context.data_dir)
+        # Outside the data folder, whose path may be too long for a socket.
+        self._sockets = TemporaryFolder()
         self._numbers = itertools.count()
         self._added: dict[str, PortMapping] = {}
         self._ports: dict[str, _Port] = {}
@@ -119,7 +120,7 @@ class PortHost:
                 generation = host._generation(mappings[port])
                 host._ports[port] = host._open(port, mappings[port], where=host._where(port), generation=generation)
         except BaseException:
-            close_socket_folder(context.data_dir, host._socket_dir)
+            host._sockets.remove()
             raise
         return host
 
@@ -140,7 +141,7 @@ class PortHost:
             token=secrets.token,
             generation=generation,
             context=self._context,
-            socket=self._socket_dir / f"{next(self._numbers)}.sock",
+            socket=self._sockets.path / f"{next(self._numbers)}.sock",
             shared={each.key: each.binding for each in self._ports.values() if each.key},
             hidden_variables=self._hidden_variables,
         )
@@ -390,7 +391,7 @@ class PortHost:
             await task
         for binding in {id(each.binding): each.binding for each in self._ports.values()}.values():
             await binding.close()
-        close_socket_folder(self._context.data_dir, self._socket_dir)
+        self._sockets.remove()
 
 
 def _not_mapped(port: str) -> FailedPreconditionError:
