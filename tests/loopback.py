@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,28 +20,46 @@ class Request:
 
 
 class LoopbackServer(ABC):
-    """Serves each connection in a task of its own, until it is stopped."""
+    """Serves each connection in a task of its own, until it is stopped. While it is away its port stays its own."""
 
     def __init__(self) -> None:
+        self._port: socket.socket | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def address(self) -> str:
         """http://127.0.0.1:PORT"""
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        assert self._port is not None
+        return f"http://127.0.0.1:{self._port.getsockname()[1]}"
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        # It never listens: what connects to the port is refused unless the server does.
+        self._port = socket.socket()
+        self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._port.bind(("127.0.0.1", 0))
+        await self.come_back()
 
     async def stop(self) -> None:
-        assert self._server is not None
+        assert self._port is not None
+        await self.go_away()
+        self._port.close()
+
+    async def come_back(self) -> None:
+        """Listens."""
+        assert self._port is not None
+        self._server = await asyncio.start_server(self._serve, *self._port.getsockname(), reuse_port=True)
+
+    async def go_away(self) -> None:
+        """Breaks the connections; new ones are refused."""
+        if self._server is None:
+            return
         self._server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
+        self._server = None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

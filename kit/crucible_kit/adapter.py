@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -110,7 +110,7 @@ class AdapterDescription:
 
 class InProcessAdapter(Protocol):
     """A generated servicer that the host makes, calls through an object channel and closes. It may be a
-    TellsReadiness too.
+    ProviderAdapter too.
     """
 
     description: AdapterDescription
@@ -123,11 +123,13 @@ class InProcessAdapter(Protocol):
 
 
 @runtime_checkable
-class TellsReadiness(Protocol):
-    """An adapter that may know by itself that it can't serve."""
+class ProviderAdapter(Protocol):
+    """One that asks somebody elsewhere. A run whose call fails with the reason PROVIDER_UNAVAILABLE or RATE_LIMITED
+    waits until a probe finds nothing in the way.
+    """
 
-    def not_ready(self) -> str:
-        """Why it can't serve as it is set up, and what to do; empty: nothing speaks against it. Asks nobody."""
+    async def probe(self) -> str:
+        """What keeps it from serving now; empty: nothing. No side effects; answers within 2 seconds."""
         ...
 
 
@@ -179,7 +181,7 @@ class AdapterInfoService(adapter_pb2_grpc.AdapterServiceServicer):
         capabilities: by port name.
         version: the adapter's; None: that of this distribution.
         configuration: takes the settings that the host sends; None: they are given when it is started.
-        not_ready: as TellsReadiness has it; None: always ready.
+        probe: tells what keeps the adapter from serving now; None: nothing ever does.
     """
 
     def __init__(
@@ -189,13 +191,13 @@ class AdapterInfoService(adapter_pb2_grpc.AdapterServiceServicer):
         capabilities: Mapping[str, tuple[str, ...]],
         version: str | None = None,
         configuration: Configuration | None = None,
-        not_ready: Callable[[], str] | None = None,
+        probe: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         self._name = name
         self._capabilities = dict(capabilities)
         self._version = distribution_version() if version is None else version
         self._configuration = configuration
-        self._not_ready = not_ready
+        self._probe = probe
         self._instance_id = uuid.uuid4().hex
 
     @classmethod
@@ -205,7 +207,7 @@ class AdapterInfoService(adapter_pb2_grpc.AdapterServiceServicer):
         return cls(
             name=description.name,
             capabilities={description.port: description.capabilities},
-            not_ready=adapter.not_ready if isinstance(adapter, TellsReadiness) else None,
+            probe=adapter.probe if isinstance(adapter, ProviderAdapter) else None,
         )
 
     def describe(self) -> adapter_pb2.GetAdapterInfoResponse:
@@ -244,7 +246,8 @@ class AdapterInfoService(adapter_pb2_grpc.AdapterServiceServicer):
         return await self._configuration.configure(request)
 
     async def Probe(self, request: adapter_pb2.ProbeRequest, context: Any) -> adapter_pb2.ProbeResponse:
-        if problem := self._not_ready() if self._not_ready is not None else "":
+        problem = await self._probe() if self._probe is not None else ""
+        if problem:
             return adapter_pb2.ProbeResponse(state=adapter_pb2.ProbeResponse.STATE_DEGRADED, detail=problem)
         return adapter_pb2.ProbeResponse(state=adapter_pb2.ProbeResponse.STATE_READY)
 

@@ -163,7 +163,7 @@ class TrainingSession:
     async def result(self, operation_id: str) -> training_pb2.AwaitOperationResponse:
         """Waits for an operation. Raises what it failed with."""
         response = await self._ended(operation_id)
-        check_finished(response.operation)
+        check_finished(response.operation, port="training")
         return response
 
     async def _ended(self, operation_id: str) -> training_pb2.AwaitOperationResponse:
@@ -185,10 +185,14 @@ class TrainingSession:
         )
 
 
-def check_finished(operation: operation_pb2.Operation) -> None:
-    """Raises what the operation failed with; returns when it succeeded or goes on."""
+def check_finished(operation: operation_pb2.Operation, *, port: str = "") -> None:
+    """Raises what the operation failed with, which came from the adapter of `port`; returns when it succeeded or goes
+    on.
+    """
     if operation.state == operation_pb2.OPERATION_STATE_FAILED:
-        raise from_failure(operation.failure)
+        error = from_failure(operation.failure)
+        error.port = port
+        raise error
     if operation.state == operation_pb2.OPERATION_STATE_CANCELLED:
         raise OperationCancelledError(f"operation {operation.id} was cancelled", reason="OPERATION_CANCELLED")
 

@@ -78,11 +78,11 @@ class Scripted:
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
-        self._script: defaultdict[str, deque[Answer]] = defaultdict(deque)
+        self._script: defaultdict[str, deque[Answer | None]] = defaultdict(deque)
         self._came = asyncio.Condition()
 
-    def will(self, path: str, *answers: Answer) -> None:
-        """Answers so to the next requests of a path, such as /optim_step."""
+    def will(self, path: str, *answers: Answer | None) -> None:
+        """Answers so to the next requests of a path, such as /optim_step; None: as usual."""
         self._script[path].extend(answers)
 
     def count(self, path: str) -> int:

@@ -117,6 +117,14 @@ class TinkerServer(Scripted):
     async def start(self) -> None:
         await self._http.start()
 
+    async def go_away(self) -> None:
+        """Breaks the connections; new ones are refused."""
+        await self._http.go_away()
+
+    async def come_back(self) -> None:
+        """Listens again, and has forgotten nothing."""
+        await self._http.come_back()
+
     async def stop(self) -> None:
         await self._http.stop()
         for task in self._futures.values():

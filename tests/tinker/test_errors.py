@@ -11,6 +11,7 @@ import pytest
 from crucible.port.sampling.v1 import sampling_pb2 as sp
 from crucible.port.training.v1 import training_pb2 as pb
 from crucible.type.v1 import datum_pb2
+from crucible_adapters.tinker import connection
 from crucible_kit.conformance.training_session import LOSS, datum
 from crucible_kit.errors import (
     DataLossError,
@@ -101,9 +102,9 @@ async def test_a_session_whose_calls_may_be_lost_goes_on_from_a_checkpoint_alone
     saved = await session.save_checkpoint("before", weights_only=False)
     expected = await step(session)
     server.will("/forward_backward", *[Answer(status=500, body=LOUD)] * 4)
-    with refused(UnavailableError, "PROVIDER_UNAVAILABLE", says="answers 500"):
+    with refused(UnavailableError, "PROVIDER_ERROR", says="answers 500"):
         await step(session)
-    with refused(UnavailableError, "PROVIDER_UNAVAILABLE"):
+    with refused(UnavailableError, "PROVIDER_ERROR"):
         await session.forward(DATA, LOSS)
     assert server.count("/forward_backward") == 5
     await session.load_checkpoint(saved.uri, weights_only=False)
@@ -116,6 +117,26 @@ async def test_nobody_answers_in_time(server: TinkerServer, make: Make) -> None:
     server.will("/client/config", Answer(is_silent=True))
     with refused(DeadlineExceededError, "PROVIDER_TIMEOUT"):
         await make(timeout_seconds=0.2, retries={"tries": 1}).session()
+
+
+async def test_a_probe_asks_once_whether_tinker_can_serve(
+    server: TinkerServer, make: Make, waits: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_PROBE_SECONDS", 60)
+    both = make().adapters
+    await server.go_away()
+    assert ["can't be reached" in await each.probe() for each in both] == [True, True]
+    await server.come_back()
+    asked = "/get_server_capabilities"
+    assert [await each.probe() for each in both] == ["", ""] and server.count(asked) == 2
+    server.will(asked, Answer(status=503, body=LOUD), Answer(status=401, body=LOUD), Answer(status=404, body={}))
+    assert "answers 503: no, not with [redacted]" in await both[0].probe()
+    assert "refuses the key" in await both[0].probe()
+    assert await both[0].probe() == "", "a server of its wire format that tells nothing of itself is there, too"
+    monkeypatch.setattr(connection, "_PROBE_SECONDS", 0.1)
+    server.will(asked, Answer(is_silent=True))
+    assert "has not answered" in await both[0].probe()
+    assert waits.told == [] and not server.count("/create_session")
 
 
 async def test_nobody_is_there(make: Make, waits: Waits) -> None:

@@ -12,10 +12,11 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("tinker")
 
-from crucible.kitchen.v1 import event_pb2
+from crucible.kitchen.v1 import event_pb2, run_pb2
 from crucible_client import KitchenClient
 from crucible_kit.conformance.settings import builtin_folder
 from tests.system.harness import SMALL, serving, write_rows
+from tests.tinker.http import Answer
 from tests.tinker.server import TinkerServer
 from tests.workflow.kitchen import kitchen_on
 
@@ -63,6 +64,13 @@ async def paused_run(kitchen: KitchenClient, config: dict[str, Any]) -> list[eve
     return [event async for event in kitchen.watch(made.run_id)]
 
 
+async def waits(kitchen: KitchenClient, run_id: str) -> run_pb2.Run:
+    """The run, when it is PAUSED because Tinker is away."""
+    run = await kitchen.wait(run_id)
+    assert (run.state, run.waiting_for_port) == (event_pb2.RUN_STATE_PAUSED, "training"), run.failure
+    return run
+
+
 def numbers(events: list[event_pb2.RunEvent]) -> dict[int, dict[str, float]]:
     """The metrics of every step but times; those of its last attempt."""
     return {
@@ -99,3 +107,32 @@ async def test_a_run_at_tinker_has_the_numbers_of_one_on_the_torch_engine(tinker
     assert {each.headers["x-api-key"] for each in tinker.asked} == {"tml-planted"}
     log = (tmp_path / "remote.log").read_text()
     assert "tml-planted" not in log and "HTTP Request" not in log
+
+
+async def test_a_run_waits_while_tinker_is_away_and_goes_on_by_itself(tinker: TinkerServer, tmp_path: Path) -> None:
+    config = CONFIG | {"dataset": str(write_rows(tmp_path / "rows.jsonl"))}
+    expected = await direct_run(tinker, tmp_path / "direct", config)
+    manifest = tmp_path / "kitchen.yaml"
+    options = {"base_url": tinker.address, "retries": {"tries": 1}}
+    port = {"adapter": "builtin:tinker", "options": options, "secrets": {"api_key": "TINKER_API_KEY"}}
+    ports = {"training": port, "sampling": port, "hub": "builtin:local", "dataset": "builtin:local"}
+    manifest.write_text(json.dumps({"ports": ports}))
+    # The third step is not answered, nor, in the next attempt, taken on.
+    tinker.will("/optim_step", None, None, Answer(is_silent=True), Answer(status=503, body={"detail": "overloaded"}))
+    await tinker.go_away()
+    environment = {"TINKER_API_KEY": "tml-planted"}
+    with serving(tmp_path / "remote", "--manifest", str(manifest), environment=environment) as server:
+        async with KitchenClient.connect(server.address) as kitchen:
+            made = await kitchen.create_run("sl_basic", preset="tiny_lora", config=config, seed=1)
+            failure = (await waits(kitchen, made.run_id)).failure
+            assert (failure.reason, "can't be reached" in failure.status.message) == ("PROVIDER_UNAVAILABLE", True)
+            await tinker.come_back()
+            await tinker.has_come("/optim_step", 3)
+            await tinker.go_away()
+            await waits(kitchen, made.run_id)
+            await tinker.come_back()
+            events = [event async for event in kitchen.watch(made.run_id)]
+    assert events[-1].state_changed.to_state == event_pb2.RUN_STATE_COMPLETED, events[-1]
+    assert numbers(events) == numbers(expected)
+    waited = [event.state_changed for event in events if event.state_changed.waiting_for_port]
+    assert len(waited) == 3 and "answers 503: overloaded" in waited[-1].failure.status.message

@@ -13,7 +13,7 @@ import pytest
 from crucible.kitchen.v1 import event_pb2, run_pb2
 from crucible.port.metrics.v1 import metrics_pb2
 from crucible_client import fold
-from crucible_kit.errors import NotFoundError, UnavailableError
+from crucible_kit.errors import NotFoundError, ResourceExhaustedError, UnavailableError
 from crucible_kitchen.runs import executor, manager, metrics_feed, waiting
 from crucible_kitchen.store import RunRecord
 from tests.fault.survive import assert_whole_log
@@ -154,6 +154,31 @@ async def test_an_adapter_that_is_there_and_loses_the_session_each_time_ends_the
     failed = await kitchen.run(**small)
     assert failed.failure is not None
     assert (failed.state, failed.failure.reason, seen) == (FAILED, reason, [1, 1, 1])
+
+
+async def test_a_provider_with_too_much_to_do_is_left_alone_for_as_long_as_it_asks(
+    kitchen: Kitchen, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = await kitchen.run(**small)
+    kitchen.hosted.clear()
+    left = [ResourceExhaustedError("fewer requests", reason="RATE_LIMITED", retry_delay=7)]
+    kitchen.training.before_step = lambda step: _raise(left.pop()) if left else None
+    slept: list[float] = []
+    original = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await original(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    paused = await kitchen.run(**small)
+    assert (paused.state, paused.waiting_for_port) == (PAUSED, "training")
+    await assert_as_undisturbed(kitchen, await kitchen.stopped(paused), undisturbed)
+    assert 7 in slept
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 async def test_an_adapter_that_the_host_starts_itself_is_not_waited_for(

@@ -145,8 +145,8 @@ class ProviderEmbedding(embedding_pb2_grpc.EmbeddingServiceServicer):
         """What one of the library's exceptions stands for: an error of the port or a TextTooLongError; None: it is none
         of those."""
 
-    def not_ready(self) -> str:
-        """That it has no key and needs one; else empty."""
+    async def probe(self) -> str:
+        """That it has no key and needs one; else empty. Asks nobody: each call to the provider may cost."""
         return self._said.no_key().message if self.needs_key and not self._key else ""
 
     async def close(self) -> None:

@@ -56,11 +56,11 @@ class Provider:
         words = redacted(words, self.secrets)[:_SAID_CHARACTERS]
         return f": {words}" if words else ""
 
-    def unavailable(self, why: str, **facts: Any) -> UnavailableError:
+    def unavailable(self, why: str, *, reason: str = "PROVIDER_UNAVAILABLE", **facts: Any) -> UnavailableError:
         """It is not reached, or in trouble."""
         return UnavailableError(
             f"{self.name} at {self.address} {why}: try again, or check base_url and the network",
-            reason="PROVIDER_UNAVAILABLE",
+            reason=reason,
             **self._facts(facts),
         )
 

@@ -93,8 +93,8 @@ class ChatAdapter(llm_pb2_grpc.LLMServiceServicer):
     def _translated(self, error: Exception, model: str) -> KitchenError | None:
         """The error of the port that one of the library's exceptions stands for; None: it is none of those."""
 
-    def not_ready(self) -> str:
-        """That it has no key and needs one; else empty."""
+    async def probe(self) -> str:
+        """That it has no key and needs one; else empty. Asks nobody: each call to the provider may cost."""
         return self._said.no_key().message if self.needs_key and not self._key else ""
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from crucible_adapters.llm.errors import Provider
-from crucible_adapters.retries import Clock
+from crucible_adapters.retries import Clock, RetryPolicy
 from crucible_adapters.threads import retrieve
 from crucible_adapters.tinker.checkpoints import Checkpoints
 from crucible_adapters.tinker.errors import NOT_THERE, REFUSED, translated
@@ -24,6 +24,8 @@ T = TypeVar("T")
 _ADDRESS = "its hosted API"
 _EXTRA = "crucible-kitchen[tinker]"
 _CLOSE_SECONDS = 5.0
+# Of the 2 s that the contract gives a probe.
+_PROBE_SECONDS = 1.5
 
 
 class Connection:
@@ -43,6 +45,7 @@ class Connection:
         self._clock = clock
         self._shared: asyncio.Task[Any] | None = None
         self._rest: asyncio.Task[Any] | None = None
+        self._probing: asyncio.Task[Any] | None = None
         self._told: dict[str, int | None] | None = None
         self._closed = False
 
@@ -52,7 +55,7 @@ class Connection:
 
     async def close(self) -> None:
         """Ends the clients that there are."""
-        for task in (self._shared, self._rest):
+        for task in (self._shared, self._rest, self._probing):
             if task is None:
                 continue
             try:
@@ -64,28 +67,24 @@ class Connection:
             else:
                 client.holder.close()
 
-    def not_ready(self) -> str:
-        """That there is no key; else empty."""
-        return "" if self._key else self.said.no_key().message
-
     async def open_service(self) -> Any:
         """A ServiceClient of the library with a session of its own at Tinker, which ends with it."""
-        return await self._opened_client(has_session=True)
+        return await self._opened_client(has_session=True, retries=self.options.retries)
 
-    async def _opened_client(self, *, has_session: bool) -> Any:
+    async def _opened_client(self, *, has_session: bool, retries: RetryPolicy) -> Any:
         if self._closed:
             raise self.said.closed()
         if not self._key:
             raise self.said.no_key()
-        return await self.result(asyncio.to_thread(self._open, has_session))
+        return await self.result(asyncio.to_thread(self._open, has_session, retries))
 
-    def _open(self, has_session: bool) -> Any:
+    def _open(self, has_session: bool, retries: RetryPolicy) -> Any:
         try:
             from crucible_adapters.tinker import transport
         except ImportError as error:
             raise _package_missing() from error
         options = self.options
-        sending = transport.PolicyTransport(self.said, options.retries, options.timeout_seconds, self._clock)
+        sending = transport.PolicyTransport(self.said, retries, options.timeout_seconds, self._clock)
         opening = transport.Opening(
             base_url=options.base_url or None,
             api_key=self._key,
@@ -113,9 +112,25 @@ class Connection:
     async def rest(self) -> Any:
         """The library's RestClient, for what needs no session at Tinker."""
         if self._rest is None:
-            self._rest = asyncio.create_task(self._opened_client(has_session=False))
+            self._rest = asyncio.create_task(self._opened_client(has_session=False, retries=self.options.retries))
             self._rest.add_done_callback(retrieve)
         return await self._made("_rest", self._rest)
+
+    async def probe(self) -> str:
+        """What keeps Tinker from answering now; empty: nothing. Asks once, for what it can do."""
+        if self._probing is None:
+            once = self.options.retries.model_copy(update={"tries": 1})
+            self._probing = asyncio.create_task(self._opened_client(has_session=False, retries=once))
+            self._probing.add_done_callback(retrieve)
+        try:
+            async with asyncio.timeout(_PROBE_SECONDS):
+                rest = await self._made("_probing", self._probing)
+                await self.result(rest.get_server_capabilities())
+        except KitchenError as error:
+            return "" if error.reason == NOT_THERE else error.message
+        except TimeoutError:
+            return f"{self.said.name} at {self.said.address} has not answered within {_PROBE_SECONDS:g} s"
+        return ""
 
     async def _made(self, name: str, task: asyncio.Task[Any]) -> Any:
         """What a task makes that all wait for; one that fails is begun anew by the next who asks."""

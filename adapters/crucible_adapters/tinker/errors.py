@@ -13,6 +13,9 @@ from crucible_kit.errors import (
 
 REFUSED, FAILED = "PROVIDER_REFUSED_REQUEST", "PROVIDER_FAILED_REQUEST"
 NOT_THERE = "PROVIDER_NOT_FOUND"
+BROKEN = "PROVIDER_ERROR"
+"""It is there and at work, but something is wrong with it or with a session: waiting won't help."""
+_BROKEN_STATUSES = (409, 500, 501)
 
 
 def is_final_answer(error: KitchenError) -> bool:
@@ -28,7 +31,10 @@ def by_status(said: Provider, status: int, text: object, *, delay: float | None)
             reason=NOT_THERE,
             metadata={"provider": said.name, STATUS: status},
         )
-    return said.by_status(status, text, delay=delay)
+    error = said.by_status(status, text, delay=delay)
+    if status in _BROKEN_STATUSES:
+        error.reason = BROKEN
+    return error
 
 
 def translated(said: Provider, error: BaseException) -> KitchenError | None:
@@ -44,7 +50,7 @@ def translated(said: Provider, error: BaseException) -> KitchenError | None:
         case tinker.RequestFailedError():
             return _failed(said, error)
         case RetryableException():
-            return said.unavailable("has lost a result", status=410)
+            return said.unavailable("has lost a result", reason=BROKEN, status=410)
         case tinker.APIResponseValidationError():
             return said.malformed("with a body that is not of its API's form")
         case tinker.APITimeoutError():
@@ -59,7 +65,7 @@ def translated(said: Provider, error: BaseException) -> KitchenError | None:
         case RuntimeError():
             return UnavailableError(
                 f"the library of {said.name} takes no more calls of this session{said.said(str(error))}",
-                reason="PROVIDER_UNAVAILABLE",
+                reason=BROKEN,
                 metadata={"provider": said.name},
             )
     return None

@@ -49,9 +49,9 @@ class TinkerSampling(sampling_pb2_grpc.SamplingServiceServicer):
         self._connection = self._shared.connection
         self._sessions = self._shared.sampling
 
-    def not_ready(self) -> str:
-        """That it has no key; else empty."""
-        return self._connection.not_ready()
+    async def probe(self) -> str:
+        """What keeps Tinker from answering now; empty: nothing."""
+        return await self._connection.probe()
 
     async def close(self) -> None:
         """Leaves the connection, which ends with the last who does."""

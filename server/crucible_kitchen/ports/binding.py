@@ -122,11 +122,13 @@ class Opened:
         binding: serves the port; nothing is started yet.
         key: what makes another mapping's adapter the same one; empty: it is this port's alone.
         options_schema: JSON Schema of the options, where it is known without asking the adapter.
+        asks_provider: it is in this process and asks somebody elsewhere, who may be away.
     """
 
     binding: Binding
     key: str = ""
     options_schema: Mapping[str, Any] = field(default_factory=dict)
+    asks_provider: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,7 @@ class _Port:
     Attributes:
         key: of the binding among the shared ones; empty: it is the port's alone.
         options_schema: JSON Schema of its options, where the server knows it by itself.
+        asks_provider: its adapter is in this process and asks somebody elsewhere.
         last_error: why its adapter could not be made ready when that was last tried; empty: it could.
     """
 
@@ -67,6 +68,7 @@ class _Port:
     key: str
     channel: BoundChannel
     options_schema: Mapping[str, Any]
+    asks_provider: bool
     stub: Any = field(init=False)
     last_error: str = ""
 
@@ -161,6 +163,7 @@ class PortHost:
             key=opened.key,
             channel=channel,
             options_schema=opened.options_schema,
+            asks_provider=opened.asks_provider,
         )
         made.stub = PORTS[port].stub(channel)
         return made
@@ -219,9 +222,11 @@ class PortHost:
             raise _not_mapped(port)
 
     def is_remote(self, port: str) -> bool:
-        """Whether the port's adapter is somebody else's to start: neither in this process nor a child of it."""
+        """Whether what serves the port is somebody else's to start: an adapter that is neither in this process nor a
+        child of it, or the provider that one in this process asks.
+        """
         found = self._ports.get(port)
-        return found is not None and found.mapping.kind in ("grpc", "attach")
+        return found is not None and (found.mapping.kind in ("grpc", "attach") or found.asks_provider)
 
     async def capabilities(self, port: str) -> frozenset[str]:
         """What the port's adapter declares."""

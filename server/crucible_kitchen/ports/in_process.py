@@ -15,6 +15,7 @@ from crucible_kit.adapter import (
     AdapterOptions,
     InProcessAdapter,
     ProcessAdapter,
+    ProviderAdapter,
 )
 from crucible_kit.channel import ObjectChannel
 from crucible_kit.errors import KitchenError
@@ -72,13 +73,15 @@ def open_loaded(opening: Opening) -> Opened:
     context = replace(opening.context, secrets=opening.secrets)
     options = _options(opening, description.options)
     try:
-        binding = ObjectBinding(opening.port, target(options, context))
+        adapter = target(options, context)
+        binding = ObjectBinding(opening.port, adapter)
     except KitchenError as error:
         raise opening.located(error) from error
     except Exception as error:
         logger.exception("%s: %s can't be made", opening.where, opening.mapping.adapter)
         raise opening.refused(f"can't be made: {type(error).__name__}: {error}") from error
-    return Opened(binding=binding, options_schema=description.options.model_json_schema())
+    schema = description.options.model_json_schema()
+    return Opened(binding=binding, options_schema=schema, asks_provider=isinstance(adapter, ProviderAdapter))
 
 
 def check_loaded(opening: Opening) -> None:

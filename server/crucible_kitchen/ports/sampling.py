@@ -50,7 +50,7 @@ class SamplingSession:
         )
         while True:
             response = await self._stub.AwaitOperation(poll, timeout=_POLL_SECONDS + _SILENCE_SECONDS)
-            check_finished(response.operation)
+            check_finished(response.operation, port="sampling")
             if response.operation.state == operation_pb2.OPERATION_STATE_SUCCEEDED:
                 return unpack_tokens(response.sample.sequences[0].tokens_int32)
 

@@ -16,14 +16,20 @@ from weakref import WeakValueDictionary
 from google.protobuf import struct_pb2
 
 from crucible.kitchen.v1 import event_pb2, run_pb2
-from crucible_kit.errors import FailedPreconditionError, ResourceExhaustedError, UnavailableError, to_failure
+from crucible_kit.errors import (
+    FailedPreconditionError,
+    ResourceExhaustedError,
+    UnavailableError,
+    from_failure,
+    to_failure,
+)
 from crucible_kitchen.options import ServerOptions
 from crucible_kitchen.recipes import RECIPES
 from crucible_kitchen.recipes.recipe import config_sha256, find_recipe
 from crucible_kitchen.runs.executor import RunExecutor
 from crucible_kitchen.runs.metrics_feed import feed_stopped
 from crucible_kitchen.runs.summary import stopped
-from crucible_kitchen.runs.waiting import AdapterWatch
+from crucible_kitchen.runs.waiting import AdapterWatch, asked_pause
 from crucible_kitchen.stages import STAGES
 from crucible_kitchen.store.records import TERMINAL_STATES, RequestKey, RunRecord
 from crucible_kitchen.store.store import Store
@@ -71,8 +77,13 @@ class RunManager:
         self._queue.extend(record.run_id for record in await self._store.runs_in_states([QUEUED]))
         for record in await self._store.runs_in_states([PAUSED]):
             if record.waiting_for_port:
-                self._watch.add(record.run_id, record.waiting_for_port, await self._patience(record))
+                await self._watch_for(record)
         self._schedule()
+
+    async def _watch_for(self, record: RunRecord) -> None:
+        """Has somebody ask after the adapter that a PAUSED run waits for."""
+        pause = 0.0 if record.failure is None else asked_pause(from_failure(record.failure))
+        self._watch.add(record.run_id, record.waiting_for_port, await self._patience(record), pause=pause)
 
     async def _end_cancelling(self, record: RunRecord) -> None:
         """Ends a run that a server left behind while it was being cancelled."""
@@ -343,7 +354,7 @@ class RunManager:
             await executor.execute()
             record = await self._store.get_run(run_id)
             if record.waiting_for_port:
-                self._watch.add(run_id, record.waiting_for_port, await self._patience(record))
+                await self._watch_for(record)
             if record.fed_sequence < record.last_sequence:
                 self._feed()
         except Exception:

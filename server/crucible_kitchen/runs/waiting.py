@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 # Nobody at the address; not attached; gone again. A connection that broke is none: the next attempt finds out.
 _AWAY = ("ADAPTER_UNAVAILABLE", "ADAPTER_DETACHED", "ADAPTER_GONE")
+# The adapter is there, and whom it asks is away or has too much to do.
+_PROVIDER_AWAY = ("PROVIDER_UNAVAILABLE", "RATE_LIMITED")
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 15.0
 
@@ -24,8 +26,13 @@ def absent_port(error: KitchenError, ports: Ports) -> str:
 
     An adapter that the host looks after is never waited for: the next attempt starts it.
     """
-    away = isinstance(error, UnavailableError) and error.reason in _AWAY
+    away = (isinstance(error, UnavailableError) and error.reason in _AWAY) or error.reason in _PROVIDER_AWAY
     return error.port if away and error.port and ports.is_remote(error.port) else ""
+
+
+def asked_pause(error: KitchenError) -> float:
+    """Seconds for which a provider wants to be left alone; 0: it did not say, or it is none."""
+    return (error.retry_delay or 0.0) if error.reason in _PROVIDER_AWAY else 0.0
 
 
 class AdapterWatch:
@@ -44,15 +51,18 @@ class AdapterWatch:
         self._lost = lost
         # By port: run id to the event loop's time at which it has waited long enough.
         self._waiting: dict[str, dict[str, float]] = {}
+        # By port: seconds before which it is not asked again.
+        self._asked_pauses: dict[str, float] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closed = False
 
-    def add(self, run_id: str, port: str, seconds: float = math.inf) -> None:
-        """Lets a run wait for a port's adapter, for at most so many seconds."""
+    def add(self, run_id: str, port: str, seconds: float = math.inf, *, pause: float = 0.0) -> None:
+        """Lets a run wait for a port's adapter, for at most so many seconds, and at least for `pause`."""
         if self._closed:
             return
         logger.warning("run %s waits for the adapter of the port %s", run_id, port)
         self._waiting.setdefault(port, {})[run_id] = asyncio.get_running_loop().time() + seconds
+        self._asked_pauses[port] = max(pause, self._asked_pauses.get(port, 0.0))
         if port not in self._tasks:
             self._tasks[port] = asyncio.create_task(self._watch(port), name=f"watch of {port}")
 
@@ -73,6 +83,7 @@ class AdapterWatch:
         pause, loop = _FIRST_PAUSE_SECONDS, asyncio.get_running_loop()
         while runs := self._waiting[port]:
             answers, first = False, min(runs.values())
+            pause = max(pause, self._asked_pauses.pop(port, 0.0))
             try:
                 async with asyncio.timeout_at(None if first == math.inf else first):
                     await asyncio.sleep(pause)

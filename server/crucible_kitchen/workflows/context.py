@@ -30,7 +30,7 @@ class Ports(Protocol):
         ...
 
     def is_remote(self, port: str) -> bool:
-        """Whether the port's adapter is somebody else's to start: neither in this process nor a child of it."""
+        """Whether what serves the port is somebody else's to start, such as the provider that its adapter asks."""
         ...
 
     async def probe(self, port: str) -> adapter_admin_pb2.Adapter:
