@@ -38,7 +38,10 @@ class ServerOptions(BaseModel):
         default=16, ge=0, description="Datasets that one client of the ports may have open."
     )
     max_client_python_sessions: int = Field(
-        default=16, ge=0, description="Python sessions that one client of the ports may have open."
+        default=16,
+        ge=0,
+        description="Python sessions that one client of the ports may have open; one more closes the one that has been "
+        "idle for longest, if that is more than a minute.",
     )
     max_client_episodes: int = Field(
         default=1024, ge=0, description="Episodes of environments that one client of the ports may have open."

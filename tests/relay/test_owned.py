@@ -101,6 +101,27 @@ async def test_sessions_and_episodes_are_limited(tmp_path: Path):
         assert facts(await refusal(open_python(ada))) == ("RESOURCE_EXHAUSTED", "TOO_MANY_SESSIONS")
 
 
+async def test_the_python_session_idle_longest_makes_way_for_its_caller_s_next(tmp_path: Path):
+    async with relaying(tmp_path, max_client_python_sessions=2, max_sessions_of_clients=3) as local:
+        ada, bob, request_id = local.client(ADA), local.client(BOB), str(uuid.uuid4())
+        theirs = await open_python(bob)
+        local.clock.now += 1
+        first, second = await open_python(ada, request_id), await open_python(ada)
+        local.clock.now += 59
+        await ada.python_bridge.CallFunction(add_one(first))
+        local.clock.now += 2
+        # Asked again, it is no new session.
+        assert await open_python(ada, request_id) == first
+        third = await open_python(ada)
+        assert facts(await refusal(ada.python_bridge.CallFunction(add_one(second)))) == NO_SESSION
+        for client, session_id in ((ada, first), (ada, third), (bob, theirs)):
+            assert (await client.python_bridge.CallFunction(add_one(session_id))).result.integer == 2
+        assert len(local.host.adapters["python_bridge"]._sessions) == 3
+        # Nobody's but one's own, and none that was used within the minute.
+        assert facts(await refusal(open_python(bob))) == ("RESOURCE_EXHAUSTED", "TOO_MANY_SESSIONS")
+        assert facts(await refusal(open_python(ada))) == ("RESOURCE_EXHAUSTED", "TOO_MANY_SESSIONS")
+
+
 async def test_leases_end_by_the_server_s_clock(kitchen: Kitchen):
     anne, ada = kitchen.client(ANNE), kitchen.client(ADA)
     episode_id, session_id = await begin(anne), await open_python(ada)

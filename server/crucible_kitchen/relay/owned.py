@@ -12,7 +12,7 @@ from crucible.port.environment.v1 import environment_pb2
 from crucible.port.python_bridge.v1 import python_bridge_pb2
 from crucible_kit.errors import KitchenError
 from crucible_kitchen.relay.call import Call, Host, attach
-from crucible_kitchen.relay.session_rules import CREATE_SECONDS, request_id_reused, scoped_request_id
+from crucible_kitchen.relay.session_rules import CREATE_SECONDS, close_at_adapter, request_id_reused, scoped_request_id
 from crucible_kitchen.relay.sessions import DEFAULT_LEASE_SECONDS, KINDS, Entry, Place, Sessions
 
 
@@ -33,10 +33,13 @@ class OwnedRules:
         return getattr(message, KINDS[call.port].id_field)
 
     async def open(self, call: Call, request: Any) -> Any:
-        """Opens a session, which is the caller's from then on."""
+        """Opens a session, which is the caller's from then on. One too many takes the place of an idle one."""
         request_id = request.request_id
         request.request_id = scoped_request_id(call.caller, request_id)
         place = Place(call.caller, call.port, request_id)
+        idle = self._sessions.make_way(place)
+        if idle is not None:
+            await close_at_adapter(self._host, idle)
 
         async def make() -> tuple[Entry, Any]:
             adapter = await attach(self._host, call.port)

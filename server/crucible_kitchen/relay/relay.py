@@ -11,7 +11,6 @@ from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor
 
-from crucible_kit.errors import KitchenError
 from crucible_kit.ports import PORTS
 from crucible_kitchen.options import ServerOptions
 from crucible_kitchen.relay.call import Call, Host
@@ -22,14 +21,14 @@ from crucible_kitchen.relay.models import Models
 from crucible_kitchen.relay.owned import EnvironmentRules, PythonBridgeRules
 from crucible_kitchen.relay.sampling import SamplingRules
 from crucible_kitchen.relay.served_models import DeploymentRules, EvaluatorRules
-from crucible_kitchen.relay.sessions import KINDS, Entry, Sessions
+from crucible_kitchen.relay.session_rules import close_at_adapter
+from crucible_kitchen.relay.sessions import Sessions
 from crucible_kitchen.relay.stores import BlobRules, HubRules, MetricsRules, RegistryRules, TokenizerRules
 from crucible_kitchen.relay.training import TrainingRules
 
 logger = logging.getLogger(__name__)
 
 _LEASE_CHECK_SECONDS = 15.0
-_CLOSE_SECONDS = 10.0
 
 
 class Relay:
@@ -126,15 +125,4 @@ class Relay:
 
     async def close_expired(self) -> None:
         """Closes the sessions that no call has named for a lease."""
-        await asyncio.gather(*(self._close(entry) for entry in self._sessions.pop_expired()))
-
-    async def _close(self, entry: Entry) -> None:
-        attached = self._host.attached(entry.port)
-        if attached is None:
-            return
-        kind = KINDS[entry.port]
-        request = kind.close_request(**{kind.id_field: entry.session_id})
-        try:
-            await getattr(attached.stub, kind.close)(request, timeout=_CLOSE_SECONDS)
-        except KitchenError as error:
-            logger.info("%s %s, whose lease ended, was not closed: %s", entry.port, entry.session_id, error)
+        await asyncio.gather(*(close_at_adapter(self._host, entry) for entry in self._sessions.pop_expired()))

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Hashable
 from typing import Any
 
 from crucible.type.v1 import operation_pb2
 from crucible_kit.errors import DeadlineExceededError, InvalidArgumentError, KitchenError, UnavailableError
-from crucible_kitchen.relay.call import Call
-from crucible_kitchen.relay.sessions import Entry, Sessions
+from crucible_kitchen.relay.call import Call, Host
+from crucible_kitchen.relay.sessions import KINDS, Entry, Sessions
+
+logger = logging.getLogger(__name__)
 
 # The adapter may load a model first; whoever waits for it has a deadline of its own.
 CREATE_SECONDS = 600.0
+_CLOSE_SECONDS = 10.0
 _FINISHED = (
     operation_pb2.OPERATION_STATE_SUCCEEDED,
     operation_pb2.OPERATION_STATE_FAILED,
     operation_pb2.OPERATION_STATE_CANCELLED,
 )
+
+
+async def close_at_adapter(host: Host, entry: Entry) -> None:
+    """Has its adapter close a session that was dropped; one that it does not close has a lease there."""
+    attached = host.attached(entry.port)
+    if attached is None:
+        return
+    kind = KINDS[entry.port]
+    request = kind.close_request(**{kind.id_field: entry.session_id})
+    try:
+        await getattr(attached.stub, kind.close)(request, timeout=_CLOSE_SECONDS)
+    except KitchenError as error:
+        logger.info("%s %s, which was idle, was not closed: %s", entry.port, entry.session_id, error)
 
 
 class SessionRules:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterator
@@ -41,6 +42,7 @@ class Kind(NamedTuple):
         close: the method that ends one.
         close_request: its request.
         option_together: the server's option that limits those of all clients.
+        spared_seconds: one that has been idle for longer makes way for a new one of the same caller.
     """
 
     noun: str
@@ -51,6 +53,7 @@ class Kind(NamedTuple):
     close: str
     close_request: type[Message]
     option_together: str = "max_sessions_of_clients"
+    spared_seconds: float = math.inf
 
 
 KINDS = {
@@ -89,6 +92,8 @@ KINDS = {
         too_many="TOO_MANY_SESSIONS",
         close="CloseSession",
         close_request=python_bridge_pb2.CloseSessionRequest,
+        # A caller that died leaves its sessions to others of its name, which they must not lock out for a lease.
+        spared_seconds=60.0,
     ),
     "environment": Kind(
         noun="episodes",
@@ -220,9 +225,32 @@ class Sessions:
         if not task.cancelled():
             task.exception()  # its caller may be gone
 
+    def make_way(self, place: Place) -> Entry | None:
+        """Forgets the session that its caller has left idle for longest, if there is none too many but for it; None:
+        that is not called for, or all are spared.
+        """
+        kind, places, now = KINDS[place.port], self._places(place.port), self._clock()
+        own = sum(each.caller == place.caller for each in places)
+        if place in places or own < getattr(self._options, kind.option):
+            return None
+        idle = [
+            each
+            for each in self._current()
+            if (each.caller, each.port) == (place.caller, place.port)
+            and not each.calls
+            and now - each.last_used > kind.spared_seconds
+        ]
+        oldest = min(idle, key=lambda each: each.last_used, default=None)
+        if oldest is not None:
+            self.drop(oldest)
+        return oldest
+
+    def _places(self, port: str) -> set[Place]:
+        places = {entry.place for entry in self._current() if entry.port == port}
+        return places | {each for each in self._opening if each.port == port}
+
     def _check_room(self, place: Place) -> None:
-        places = {entry.place for entry in self._current() if entry.port == place.port}
-        places |= {each for each in self._opening if each.port == place.port}
+        places = self._places(place.port)
         if place in places:
             return
         kind = KINDS[place.port]

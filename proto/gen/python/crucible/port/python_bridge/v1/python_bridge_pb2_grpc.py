@@ -42,7 +42,7 @@ class PythonBridgeServiceStub(object):
     - RESOURCE_EXHAUSTED QUEUE_FULL with RetryInfo: more calls wait than the adapter lets. RESOURCE_EXHAUSTED TOO_MANY_OBJECTS: the session holds as many references as it may.
     - UNAVAILABLE WORKERS_UNAVAILABLE and FAILED_PRECONDITION WORKER_NOT_STARTED: an adapter that runs calls in processes can't start one; nothing has run.
     - NOT_FOUND REF_NOT_FOUND: never given out, released, or lost. PERMISSION_DENIED REF_OF_OTHER_SESSION.
-    - NOT_FOUND SESSION_NOT_FOUND: never opened, or closed. FAILED_PRECONDITION SESSION_EXPIRED: its lease ran out.
+    - NOT_FOUND SESSION_NOT_FOUND: never opened, or closed, by the host too: see OpenSession. FAILED_PRECONDITION SESSION_EXPIRED: its lease ran out.
     - FAILED_PRECONDITION RESULT_NOT_SERIALISABLE: a result that is no Value: ask for a reference. RESOURCE_EXHAUSTED RESULT_TOO_LARGE: over the adapter's limit.
     """
 
@@ -111,7 +111,7 @@ class PythonBridgeServiceServicer(object):
     - RESOURCE_EXHAUSTED QUEUE_FULL with RetryInfo: more calls wait than the adapter lets. RESOURCE_EXHAUSTED TOO_MANY_OBJECTS: the session holds as many references as it may.
     - UNAVAILABLE WORKERS_UNAVAILABLE and FAILED_PRECONDITION WORKER_NOT_STARTED: an adapter that runs calls in processes can't start one; nothing has run.
     - NOT_FOUND REF_NOT_FOUND: never given out, released, or lost. PERMISSION_DENIED REF_OF_OTHER_SESSION.
-    - NOT_FOUND SESSION_NOT_FOUND: never opened, or closed. FAILED_PRECONDITION SESSION_EXPIRED: its lease ran out.
+    - NOT_FOUND SESSION_NOT_FOUND: never opened, or closed, by the host too: see OpenSession. FAILED_PRECONDITION SESSION_EXPIRED: its lease ran out.
     - FAILED_PRECONDITION RESULT_NOT_SERIALISABLE: a result that is no Value: ask for a reference. RESOURCE_EXHAUSTED RESULT_TOO_LARGE: over the adapter's limit.
     """
 
@@ -124,7 +124,8 @@ class PythonBridgeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def OpenSession(self, request, context):
-        """OpenSession opens a session. Idempotent by request_id; other content is INVALID_ARGUMENT REQUEST_ID_REUSED.
+        """OpenSession opens a session. Idempotent by request_id; other content is INVALID_ARGUMENT REQUEST_ID_REUSED. A host that limits a caller's sessions may close the one
+        of the same caller that has been idle for longest, if that is more than a minute, instead of refusing one too many.
         Errors: RESOURCE_EXHAUSTED TOO_MANY_SESSIONS with RetryInfo; FAILED_PRECONDITION LIBRARY_NOT_INSTALLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -243,7 +244,7 @@ class PythonBridgeService(object):
     - RESOURCE_EXHAUSTED QUEUE_FULL with RetryInfo: more calls wait than the adapter lets. RESOURCE_EXHAUSTED TOO_MANY_OBJECTS: the session holds as many references as it may.
     - UNAVAILABLE WORKERS_UNAVAILABLE and FAILED_PRECONDITION WORKER_NOT_STARTED: an adapter that runs calls in processes can't start one; nothing has run.
     - NOT_FOUND REF_NOT_FOUND: never given out, released, or lost. PERMISSION_DENIED REF_OF_OTHER_SESSION.
-    - NOT_FOUND SESSION_NOT_FOUND: never opened, or closed. FAILED_PRECONDITION SESSION_EXPIRED: its lease ran out.
+    - NOT_FOUND SESSION_NOT_FOUND: never opened, or closed, by the host too: see OpenSession. FAILED_PRECONDITION SESSION_EXPIRED: its lease ran out.
     - FAILED_PRECONDITION RESULT_NOT_SERIALISABLE: a result that is no Value: ask for a reference. RESOURCE_EXHAUSTED RESULT_TOO_LARGE: over the adapter's limit.
     """
 
