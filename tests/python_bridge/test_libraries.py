@@ -73,6 +73,10 @@ async def sympy_is_right(session: Session) -> None:
     assert await session.call("sympy.evaluate", "pi", digits=30) == str(sympy.pi.evalf(30))
     assert await session.call("sympy.number", "1/4") == 0.25
     assert await session.call("sympy.equal", "(x+1)^2", "x^2 + 2*x + 1") is True
+    assert await session.call("sympy.parse", "+".join(["x"] * 6000)) == "6000*x"
+    assert await session.call("sympy.parse", "+".join(f"x{each}" for each in range(2500))) == str(
+        sympy.Add(*sympy.symbols("x0:2500"))
+    )
     assert await session.call("sympy.free_symbols", "b + a_1*a") == ["a", "a_1", "b"]
     assert await session.call("sympy.parse_latex", r"\frac{1}{2} + x") == "x + 1/2"
     assert await session.call("sympy.is_prime", 2**61 - 1) is True
@@ -156,7 +160,6 @@ ATTACKS = [
     "(" * 300 + "x" + ")" * 300,
     "-" * 15_000 + "x",
     "sin(" * 150 + "x" + ")" * 150,
-    "x+" * 9_999 + "x",
     "\0",
     "x" * 65,
 ]

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+from itertools import groupby
 from typing import Any
 
 import sympy
 
 _MAX_CHARACTERS = 20_000
 _MAX_DEPTH = 100
+# A sum of so many characters is a tree as deep as it has terms, which the parser counts by this limit of Python's.
+_PARSER_RECURSION_LIMIT = max(_MAX_CHARACTERS, sys.getrecursionlimit())
 _FUNCTIONS: dict[str, Any] = {
     name: getattr(sympy, name)
     for name in (
@@ -57,12 +61,18 @@ def parse(text: str) -> Any:
 
 
 def _read(text: str) -> Any:
+    limit = sys.getrecursionlimit()
     try:
+        sys.setrecursionlimit(_PARSER_RECURSION_LIMIT)
         # Only reads: nothing of what it finds is run.
         tree = ast.parse(text.strip().replace("^", "**"), mode="eval")
     # The parser says MemoryError when its own stack ends: a text of this length needs no memory to speak of.
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ExpressionError(f"the text is no expression: {error or 'it is nested too deep'}") from error
+    except (RecursionError, MemoryError) as error:
+        raise ExpressionError("the text is nested too deep, or has too many terms: give it in parts") from error
+    except (SyntaxError, ValueError) as error:
+        raise ExpressionError(f"the text is no expression: {error}") from error
+    finally:
+        sys.setrecursionlimit(limit)
     return _build(tree.body, 0)
 
 
@@ -117,13 +127,24 @@ def _binary(operator: ast.operator, left: ast.expr, right: ast.expr, inner: Any)
         chain.append((left.op, left.right))
         left = left.left
     result = inner(left)
-    for each, operand in reversed(chain):
-        value = inner(operand)
+    for summed, run in groupby(reversed(chain), lambda each: isinstance(each[0], ast.Add | ast.Sub)):
+        values = [(each, inner(operand)) for each, operand in run]
+        result = _sum(result, values) if summed else _product(result, values)
+    return result
+
+
+def _sum(result: Any, values: list[tuple[ast.operator, Any]]) -> Any:
+    if all(isinstance(each, sympy.Expr) for each in (result, *(value for _, value in values))):
+        # At once: one after the other takes time by the square of their number.
+        return sympy.Add(result, *(value if isinstance(each, ast.Add) else -value for each, value in values))
+    for each, value in values:
+        result = result + value if isinstance(each, ast.Add) else result - value
+    return result
+
+
+def _product(result: Any, values: list[tuple[ast.operator, Any]]) -> Any:
+    for each, value in values:
         match each:
-            case ast.Add():
-                result = result + value
-            case ast.Sub():
-                result = result - value
             case ast.Mult():
                 result = result * value
             case ast.Div():
