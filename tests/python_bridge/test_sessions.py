@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from pydantic import ValidationError
 
 from crucible.port.python_bridge.v1 import python_bridge_pb2 as pb
 from crucible_adapters.python_bridge.frames import encode
-from crucible_adapters.python_bridge.options import WorkersOptions
+from crucible_adapters.python_bridge.options import MIN_MEMORY_BYTES, WorkersOptions
 from crucible_adapters.python_bridge.workers import PythonWorkers
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import (
@@ -195,9 +196,15 @@ async def test_a_call_past_its_limit_loses_the_objects_of_its_session_alone(tmp_
             ("call_timeout", {"call_timeout": Duration(seconds=61)}),
             ("call_timeout", {"call_timeout": Duration()}),
             ("memory_limit_bytes", {"memory_limit_bytes": 2**40}),
+            ("memory_limit_bytes", {"memory_limit_bytes": MIN_MEMORY_BYTES - 1}),
         ):
             with refused(InvalidArgumentError, "FIELD_INVALID", field=field):
                 await opened(made.stub, **limits)
+        # With the least that is taken there is a worker.
+        small = await opened(made.stub, memory_limit_bytes=MIN_MEMORY_BYTES)
+        assert await small.call("toy.add", 1, 2) == 3
+        with pytest.raises(ValidationError, match="memory_limit_bytes"):
+            toy_options(memory_limit_bytes=MIN_MEMORY_BYTES - 1)
 
 
 async def test_a_caller_that_leaves_takes_its_call_along(tmp_path: Path, gate: Gate) -> None:

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from crucible_kit.adapter import AdapterOptions
 
+MIN_MEMORY_BYTES = 1024 * 1024
+"""A worker needs a quarter of it to take its first call: less would end it without a word of why."""
 BuiltinLibrary = Literal["math_verify", "pylatexenc", "sympy"]
 
 
@@ -43,8 +45,9 @@ class WorkersOptions(AdapterOptions):
     cpu_seconds: int = Field(default=10, ge=1, le=3600, description="Most seconds of processor time of a call.")
     memory_limit_bytes: int = Field(
         default=512 * 1024 * 1024,
-        ge=1024 * 1024,
-        description="Most memory of a session, beside that of the loaded libraries; sessions may ask for less.",
+        ge=MIN_MEMORY_BYTES,
+        description="Most memory of a session, beside that of the loaded libraries; sessions may ask for less, down to "
+        "1 MiB.",
     )
     max_result_bytes: int = Field(
         default=1024 * 1024, ge=1024, le=24 * 1024 * 1024, description="Largest result that travels as a value."

@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from crucible.port.python_bridge.v1 import python_bridge_pb2 as pb
 from crucible.port.python_bridge.v1 import python_bridge_pb2_grpc
 from crucible_adapters.python_bridge.manifest import Function, Library, bind, load_manifests
-from crucible_adapters.python_bridge.options import WorkersOptions
+from crucible_adapters.python_bridge.options import MIN_MEMORY_BYTES, WorkersOptions
 from crucible_adapters.python_bridge.processes import Template
 from crucible_adapters.python_bridge.running import Call, Runner
 from crucible_adapters.python_bridge.sessions import Session, Sessions
@@ -121,6 +121,8 @@ class PythonWorkers(python_bridge_pb2_grpc.PythonBridgeServiceServicer):
         memory = request.memory_limit_bytes if request.HasField("memory_limit_bytes") else most_bytes
         if memory > most_bytes:
             raise field_error("memory_limit_bytes", f"is {memory}, at most {most_bytes} are allowed")
+        if memory < MIN_MEMORY_BYTES:
+            raise field_error("memory_limit_bytes", f"is {memory}, a worker needs at least {MIN_MEMORY_BYTES}")
         return timeout, memory
 
     def _opened(self, session: Session) -> pb.OpenSessionResponse:
