@@ -9,7 +9,7 @@ import pytest
 
 from crucible.port.llm.v1 import llm_pb2 as pb
 from crucible.type.v1 import message_pb2
-from crucible_kit.errors import InvalidArgumentError, UnimplementedError
+from crucible_kit.errors import InvalidArgumentError, NotFoundError, UnimplementedError
 from crucible_kit.settings import parse_settings
 from tests.contract.listing import assert_pages
 from tests.contract.refusals import refused
@@ -259,6 +259,14 @@ async def test_another_server_than_openai_s_needs_no_key(
     server.will(Answer(b"Not Found", status=404, content_type="text/plain"))
     with refused(UnimplementedError, "CAPABILITY_MISSING", says="no list of models"):
         await stub.ListModels(pb.ListModelsRequest())
+
+
+async def test_an_address_where_no_such_api_is_is_told(wire: Wire, make: Make, server: Server) -> None:
+    server.will(Answer(b"<html>Not Found</html>", status=404, content_type="text/html"))
+    address = f"{server.address}/shop"
+    advice = f"{address} has no '{MODEL}': check the model's name, and that base_url is"
+    with refused(NotFoundError, "MODEL_NOT_FOUND", says=advice):
+        await chat(await make(wire, base_url=address), "Hello")
 
 
 async def test_a_stream_without_the_end_of_its_last_event_is_whole_only_with_a_reason(

@@ -124,6 +124,8 @@ async def test_a_probe_asks_once_whether_tinker_can_serve(
 ) -> None:
     monkeypatch.setattr(connection, "_PROBE_SECONDS", 60)
     both = make().adapters
+    server.will("/client/config", Answer(status=404, body={"detail": "a shop"}))
+    assert f"{server.address} has no such thing: check the name, and that base_url" in await both[0].probe()
     await server.go_away()
     assert ["can't be reached" in await each.probe() for each in both] == [True, True]
     await server.come_back()

@@ -135,10 +135,12 @@ class Provider:
                 f"the key may not do that at {self.name}{said}", reason="PROVIDER_FORBIDDEN", **facts
             )
         if status == 404 and not model:
-            return capability_missing("llm", "llm.list_models", f"{self.address} has no list of models")
+            fix = f"{self.address} has no list of models: check that base_url is the address of its API"
+            return capability_missing("llm", "llm.list_models", fix)
         if status == 404:
             return NotFoundError(
-                f"model: {self.name} at {self.address} has no {model!r}{said}",
+                f"model: {self.name} at {self.address} has no {model!r}: check the model's name, and that base_url is "
+                f"the address of its API{said}",
                 reason="MODEL_NOT_FOUND",
                 metadata={**facts["metadata"], "model": model, "field": "model"},
             )
@@ -154,7 +156,9 @@ class Provider:
         if limit is not None:
             return self.context_too_long(text, limit)
         return InvalidArgumentError(
-            f"{self.name} refuses the request with {status}{said}", reason="PROVIDER_REFUSED_REQUEST", **facts
+            f"{self.name} at {self.address} refuses the request with {status}{said}",
+            reason="PROVIDER_REFUSED_REQUEST",
+            **facts,
         )
 
     def by_transport(self, error: BaseException) -> KitchenError | None:

@@ -125,9 +125,9 @@ class Connection:
         try:
             async with asyncio.timeout(_PROBE_SECONDS):
                 rest = await self._made("_probing", self._probing)
-                await self.result(rest.get_server_capabilities())
+                await self._capabilities(rest)
         except KitchenError as error:
-            return "" if error.reason == NOT_THERE else error.message
+            return error.message
         except TimeoutError:
             return f"{self.said.name} at {self.said.address} has not answered within {_PROBE_SECONDS:g} s"
         return ""
@@ -150,14 +150,17 @@ class Connection:
 
     async def _ask_for_models(self) -> dict[str, int | None]:
         """The longest sequence by model, as far as Tinker tells."""
-        rest = await self.rest()
+        answer = await self._capabilities(await self.rest())
+        return {} if answer is None else {each.model_name: each.max_context_length for each in answer.supported_models}
+
+    async def _capabilities(self, rest: Any) -> Any:
+        """What Tinker tells of itself; None: a server of its wire format that does not tell."""
         try:
-            answer = await self.result(rest.get_server_capabilities())
+            return await self.result(rest.get_server_capabilities())
         except KitchenError as error:
             if error.reason == NOT_THERE:
-                return {}
+                return None
             raise
-        return {each.model_name: each.max_context_length for each in answer.supported_models}
 
     async def opened(self, client: Awaitable[T], facts: ModelFacts, base_model: str, *, field: str) -> T:
         """A client of the library on a base model. Raises NOT_FOUND MODEL_NOT_FOUND when Tinker has no such model."""

@@ -27,7 +27,8 @@ def by_status(said: Provider, status: int, text: object, *, delay: float | None)
     """The error of an HTTP status."""
     if status == 404:
         return NotFoundError(
-            f"{said.name} at {said.address} has no such thing{said.said(text)}",
+            f"{said.name} at {said.address} has no such thing: check the name, and that base_url is the address of its "
+            f"API{said.said(text)}",
             reason=NOT_THERE,
             metadata={"provider": said.name, STATUS: status},
         )
