@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -79,11 +80,7 @@ class Connection:
         return await self.result(asyncio.to_thread(self._open, has_session, retries))
 
     def _open(self, has_session: bool, retries: RetryPolicy) -> Any:
-        try:
-            from crucible_adapters.tinker import transport
-        except ImportError as error:
-            raise _package_missing() from error
-        options = self.options
+        transport, options = _library(), self.options
         sending = transport.PolicyTransport(self.said, retries, options.timeout_seconds, self._clock)
         opening = transport.Opening(
             base_url=options.base_url or None,
@@ -117,7 +114,10 @@ class Connection:
         return await self._made("_rest", self._rest)
 
     async def probe(self) -> str:
-        """What keeps Tinker from answering now; empty: nothing. Asks once, for what it can do."""
+        """What keeps Tinker from answering now; empty: nothing. Asks once, for what it can do. The first probe loads
+        the library, which may take some seconds.
+        """
+        await asyncio.to_thread(_library)
         if self._probing is None:
             once = self.options.retries.model_copy(update={"tries": 1})
             self._probing = asyncio.create_task(self._opened_client(has_session=False, retries=once))
@@ -189,6 +189,17 @@ class Connection:
             if known is None:
                 raise
             raise known from None
+
+
+def _library() -> Any:
+    """The module of what goes to the library; blocks while it is loaded. Raises PACKAGE_MISSING."""
+    try:
+        from crucible_adapters.tinker import transport
+
+        import_module("tinker")
+    except ImportError as error:
+        raise _package_missing() from error
+    return transport
 
 
 def usable_key(options: TinkerOptions, context: AdapterContext) -> str:
