@@ -174,8 +174,8 @@ async function readCalls(address) {
       console.log(toJson({ result: result instanceof Ref ? result.className : result }));
     } catch (error) {
       if (!(error instanceof KitchenError)) throw error;
-      const { code, reason, metadata } = error;
-      console.log(toJson({ error: { code, reason, metadata } }));
+      const { code, reason, message, metadata } = error;
+      console.log(toJson({ error: { code, reason, message, metadata } }));
     }
   }
   await session.close();

@@ -62,5 +62,7 @@ def test_node_calls_python_libraries(tmp_path: Path) -> None:
     assert [each.get("result", each) for each in answers[: len(CALLS)]] == [result for _, result in CALLS]
     refused = [(each["error"]["code"], each["error"]["reason"]) for each in answers[len(CALLS) : -1]]
     assert refused == [(code, reason) for _, code, reason in REFUSED]
+    # A typing error is told with what there is.
+    assert "not in the manifest; sympy has " in answers[len(CALLS) + 1]["error"]["message"]
     # After the call that was stopped, the session goes on.
     assert answers[-1] == {"result": True}
