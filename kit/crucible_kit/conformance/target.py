@@ -125,6 +125,7 @@ async def _process(
 ) -> AsyncIterator[Opened]:
     if port not in adapter.ports:
         raise _invalid(f"{adapter.name} serves {', '.join(adapter.ports)}, not {port}")
+    adapter.check_packages()
     given = adapter.arguments(parse_settings(adapter.options, options, where="option"))
     command = [
         *(sys.executable, "-m", adapter.module, "--listen", "{listen}", "--work-dir", str(folder), "--parent-pipe"),

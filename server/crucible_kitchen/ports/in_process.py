@@ -147,6 +147,10 @@ def _check_process(adapter: ProcessAdapter, opening: Opening) -> AdapterOptions:
     if opening.port not in adapter.ports:
         raise opening.refused(f"serves the ports {', '.join(adapter.ports)}")
     _check_secrets(opening, ())
+    try:
+        adapter.check_packages()
+    except KitchenError as error:
+        raise opening.located(error) from error
     return _options(opening, adapter.options)
 
 

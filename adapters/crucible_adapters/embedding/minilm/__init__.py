@@ -1,0 +1,1 @@
+"""Embeddings by all-MiniLM-L6-v2 on this machine, served as a process of its own."""
