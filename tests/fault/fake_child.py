@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import sys
-import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from crucible_kit.adapter import AdapterContext, ProcessAdapter
+from crucible_kit.adapter_process import run_process
 from crucible_kit.faults import fault_point
-from crucible_kit.serving import serve_ports
 from tests.fault.fake_engine import SamplingAdapter, TrainingAdapter
 
 FAKE_ENGINE = ProcessAdapter(
@@ -55,27 +52,10 @@ class MortalTraining(TrainingAdapter):
         return await super().LoadCheckpoint(request, context)
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--listen", required=True)
-    parser.add_argument("--work-dir", type=Path, required=True)
-    parser.add_argument("--parent-pipe", action="store_true", required=True)
-    arguments = parser.parse_args()
-    context = AdapterContext(data_dir=arguments.work_dir)
-    servicers = {"training": MortalTraining(None, context), "sampling": SamplingAdapter(None, context)}
-    served = await serve_ports(
-        servicers, arguments.listen, name=FAKE_ENGINE.name, capabilities=FAKE_ENGINE.capabilities
-    )
-    ended, loop = asyncio.Event(), asyncio.get_running_loop()
-
-    def watch_parent() -> None:
-        sys.stdin.buffer.read()
-        loop.call_soon_threadsafe(ended.set)
-
-    threading.Thread(target=watch_parent, daemon=True).start()
-    await ended.wait()
-    await served.stop(0.1)
+async def make(options: Any, work_dir: Path) -> Mapping[str, Any]:
+    context = AdapterContext(data_dir=work_dir)
+    return {"training": MortalTraining(None, context), "sampling": SamplingAdapter(None, context)}
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_process(FAKE_ENGINE, make)
