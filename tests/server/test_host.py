@@ -631,5 +631,6 @@ async def test_a_provider_s_adapter_without_its_key_is_not_ready(
     else:
         assert probed.state == admin_pb.ADAPTER_STATE_DEGRADED
         assert "has no key, its secret api_key: name the environment variable" in probed.detail
-    host = open_host(**{port: {**mapping, "secrets": {"api_key": "GOOD_KEY"}}})
-    assert (await host.probe(port)).state == admin_pb.ADAPTER_STATE_READY
+    if adapter != "tinker":  # which asks Tinker then
+        host = open_host(**{port: {**mapping, "secrets": {"api_key": "GOOD_KEY"}}})
+        assert (await host.probe(port)).state == admin_pb.ADAPTER_STATE_READY
