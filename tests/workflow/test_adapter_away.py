@@ -159,10 +159,11 @@ async def test_an_adapter_that_is_there_and_loses_the_session_each_time_ends_the
 async def test_a_provider_with_too_much_to_do_is_left_alone_for_as_long_as_it_asks(
     kitchen: Kitchen, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = await kitchen.run(**small)
+    undisturbed = await kitchen.run(**small, save_every=2)
     kitchen.hosted.clear()
-    left = [ResourceExhaustedError("fewer requests", reason="RATE_LIMITED", retry_delay=7)]
-    kitchen.training.before_step = lambda step: _raise(left.pop()) if left else None
+    away = [UnavailableError("overloaded", reason="PROVIDER_UNAVAILABLE") for _ in range(4)]
+    left = [*away, ResourceExhaustedError("fewer requests", reason="RATE_LIMITED", retry_delay=7)]
+    kitchen.training.before_step = lambda step: _raise(left.pop()) if step == 3 and left else None
     slept: list[float] = []
     original = asyncio.sleep
 
@@ -171,10 +172,15 @@ async def test_a_provider_with_too_much_to_do_is_left_alone_for_as_long_as_it_as
         await original(0)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    paused = await kitchen.run(**small)
-    assert (paused.state, paused.waiting_for_port) == (PAUSED, "training")
-    await assert_as_undisturbed(kitchen, await kitchen.stopped(paused), undisturbed)
-    assert 7 in slept
+    run = await kitchen.run(**small, save_every=2)
+    while run.state == PAUSED:
+        assert run.waiting_for_port == "training"
+        run = await kitchen.stopped(run)
+    await assert_as_undisturbed(kitchen, run, undisturbed)
+    # Asked after at once, it answers: what it goes on to refuse makes the pauses grow.
+    assert [each for each in slept if each in (7, 0.01, 0.02, 0.04, 0.08, 0.16)] == [7, 0.02, 0.04, 0.08, 0.16]
+    await kitchen.manager.drain(10)
+    assert not kitchen.manager._waits
 
 
 def _raise(error: Exception) -> None:

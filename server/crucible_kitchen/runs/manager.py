@@ -29,9 +29,9 @@ from crucible_kitchen.recipes.recipe import config_sha256, find_recipe
 from crucible_kitchen.runs.executor import RunExecutor
 from crucible_kitchen.runs.metrics_feed import feed_stopped
 from crucible_kitchen.runs.summary import stopped
-from crucible_kitchen.runs.waiting import AdapterWatch, asked_pause
+from crucible_kitchen.runs.waiting import AdapterWatch, first_pause
 from crucible_kitchen.stages import STAGES
-from crucible_kitchen.store.records import TERMINAL_STATES, RequestKey, RunRecord
+from crucible_kitchen.store.records import TERMINAL_STATES, CheckpointRecord, RequestKey, RunRecord
 from crucible_kitchen.store.store import Store
 from crucible_kitchen.workflows.context import Ports, SubmitContext
 
@@ -61,6 +61,8 @@ class RunManager:
         self._feeding: asyncio.Task[None] | None = None
         self._unfed = False
         self._watch = AdapterWatch(ports, back=self._go_on, lost=self._give_up)
+        # By run that waits or has waited: its checkpoint then, and how often it has come back with the same.
+        self._waits: dict[str, tuple[CheckpointRecord | None, int]] = {}
 
     async def start(self, *, recover: bool) -> None:
         """Takes up what an earlier server left: RUNNING runs first, then the queue, and asks after the adapters that
@@ -82,7 +84,10 @@ class RunManager:
 
     async def _watch_for(self, record: RunRecord) -> None:
         """Has somebody ask after the adapter that a PAUSED run waits for."""
-        pause = 0.0 if record.failure is None else asked_pause(from_failure(record.failure))
+        checkpoint, returns = self._waits.get(record.run_id, (record.latest_checkpoint, -1))
+        returns = returns + 1 if checkpoint == record.latest_checkpoint else 0
+        self._waits[record.run_id] = (record.latest_checkpoint, returns)
+        pause = first_pause(None if record.failure is None else from_failure(record.failure), returns)
         self._watch.add(record.run_id, record.waiting_for_port, await self._patience(record), pause=pause)
 
     async def _end_cancelling(self, record: RunRecord) -> None:
@@ -355,6 +360,8 @@ class RunManager:
             record = await self._store.get_run(run_id)
             if record.waiting_for_port:
                 await self._watch_for(record)
+            else:
+                self._waits.pop(run_id, None)
             if record.fed_sequence < record.last_sequence:
                 self._feed()
         except Exception:

@@ -19,6 +19,7 @@ _AWAY = ("ADAPTER_UNAVAILABLE", "ADAPTER_DETACHED", "ADAPTER_GONE")
 _PROVIDER_AWAY = ("PROVIDER_UNAVAILABLE", "RATE_LIMITED")
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 15.0
+_LONGEST_RETURN_SECONDS = 300.0
 
 
 def absent_port(error: KitchenError, ports: Ports) -> str:
@@ -30,9 +31,14 @@ def absent_port(error: KitchenError, ports: Ports) -> str:
     return error.port if away and error.port and ports.is_remote(error.port) else ""
 
 
-def asked_pause(error: KitchenError) -> float:
-    """Seconds for which a provider wants to be left alone; 0: it did not say, or it is none."""
-    return (error.retry_delay or 0.0) if error.reason in _PROVIDER_AWAY else 0.0
+def first_pause(error: KitchenError | None, returns: int) -> float:
+    """Seconds before the adapter of a run is asked after: at least those for which a provider wants to be left alone.
+
+    They grow with `returns`, the times that the run has gone on from the same checkpoint and was stopped again: who
+    answers probes and not what a run asks must not fill its log.
+    """
+    asked = error.retry_delay if error is not None and error.reason in _PROVIDER_AWAY else None
+    return max(asked or 0.0, min(_FIRST_PAUSE_SECONDS * 2.0 ** min(returns, 16), _LONGEST_RETURN_SECONDS))
 
 
 class AdapterWatch:
@@ -56,7 +62,7 @@ class AdapterWatch:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closed = False
 
-    def add(self, run_id: str, port: str, seconds: float = math.inf, *, pause: float = 0.0) -> None:
+    def add(self, run_id: str, port: str, seconds: float = math.inf, *, pause: float) -> None:
         """Lets a run wait for a port's adapter, for at most so many seconds, and at least for `pause`."""
         if self._closed:
             return
