@@ -28,6 +28,7 @@ from crucible_kit.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from crucible_kit.settings import hidden_value_error
 
 T = TypeVar("T")
 SYSTEM_CLOCK = Clock()
@@ -59,7 +60,7 @@ class MlflowOptions(AdapterOptions):
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError("must be the address of a tracking server, http:// or https://")
         if "@" in parts.netloc or "?" in value or "#" in value:
-            raise ValueError("must hold no user, query or fragment: give username and password as secrets")
+            raise hidden_value_error("must hold no user, query or fragment: give username and password as secrets")
         return value.rstrip("/")
 
 

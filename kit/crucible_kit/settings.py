@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -80,5 +81,6 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    # A user and password in an address are nobody's to see.
+    text = re.sub(r"://[^/\s@]*@", "://…@", repr(value))
     return text if len(text) <= 80 else f"{text[:79]}…"

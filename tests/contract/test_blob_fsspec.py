@@ -15,6 +15,7 @@ from crucible_adapters.blob.fsspec import FsspecBlobOptions, FsspecBlobStore
 from crucible_adapters.blob.local import LocalBlobOptions, LocalBlobStore
 from crucible_kit.adapter import AdapterContext
 from crucible_kit.errors import FailedPreconditionError, InvalidArgumentError
+from crucible_kit.settings import parse_settings
 from tests.contract.conftest import Binding
 from tests.contract.refusals import refused
 from tests.contract.test_blob import read, stat, write
@@ -62,6 +63,25 @@ def test_options_of_gs_are_checked(option: dict[str, Any], says: str) -> None:
 def test_secrets_are_not_within_options_either(name: str) -> None:
     with pytest.raises(ValidationError, match="give them as secrets"):
         FsspecBlobOptions(url="s3://bucket", storage_options={"client_kwargs": {name: "value"}})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"url": "s3://user:hunter2@bucket"},
+        {"url": "ftp://user:hunter2@bucket"},
+        {"url": "gs://bucket", "storage_options": {"token": "hunter2"}},
+        {"url": "gs://bucket", "storage_options": {"tokken": "hunter2"}},
+        {"url": "gs://bucket", "storage_options": {"endpoint_url": "http://user:hunter2@127.0.0.1:9"}},
+        {"url": "s3://bucket", "storage_options": {"client_kwargs": {"aws_secret_access_key": "hunter2"}}},
+        {"url": "s3://bucket", "storage_options": {"client_kwargs": {"endpoint_url": "http://user:hunter2@host"}}},
+    ],
+    ids=lambda given: " ".join(str(given).replace("hunter2", "").split("'")[1::2]),
+)
+def test_what_may_be_a_secret_is_refused_and_not_shown(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_settings(FsspecBlobOptions, given, where="options")
+    assert "hunter2" not in f"{caught.value} {caught.value.fields}"
 
 
 def test_options_of_s3_are_for_s3(context: AdapterContext) -> None:

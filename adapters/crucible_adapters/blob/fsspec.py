@@ -25,6 +25,7 @@ from crucible_adapters.staging import StagingArea
 from crucible_adapters.threads import Threads
 from crucible_kit.adapter import AdapterContext, AdapterDescription, AdapterOptions
 from crucible_kit.errors import FailedPreconditionError, KitchenError, field_error
+from crucible_kit.settings import hidden_value_error
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,7 +64,7 @@ class FsspecBlobOptions(AdapterOptions):
         if parts.scheme not in _EXTRAS:
             raise ValueError("must begin with file://, memory://, s3:// or gs://")
         if "?" in value or "#" in value or "@" in parts.netloc:
-            raise ValueError("must hold no user, query or fragment")
+            raise hidden_value_error("must hold no user, query or fragment")
         if any(part in (".", "..") for part in parts.path.split("/")):
             raise ValueError("must have no part '.' or '..'")
         if parts.scheme == "file" and (parts.netloc or not parts.path.strip("/")):
@@ -79,10 +80,11 @@ class FsspecBlobOptions(AdapterOptions):
     @field_validator("storage_options")
     @classmethod
     def _not_secret(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        # The value is not shown: it may be what it should not be here.
         named = {name.lower() for name in _names(value)}
         if set(value) & {*_ALL_SECRETS, "username"} or any(word in name for name in named for word in _SECRET_WORDS):
-            raise ValueError("must hold no key, secret, token, username or password: give them as secrets")
+            raise hidden_value_error("must hold no key, secret, token, username or password: give them as secrets")
+        if any("@" in urlsplit(text).netloc for text in _texts(value) if "://" in text):
+            raise hidden_value_error("must hold no address with a user or password: give them as secrets")
         if urlsplit(info.data.get("url", "")).scheme == "gs":
             gcs_options(value)
         return value
@@ -184,6 +186,17 @@ def _names(value: object) -> Iterator[str]:
         for name, each in value.items():
             yield str(name)
             yield from _names(each)
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
 
 
 def _require(scheme: str) -> None:

@@ -23,6 +23,7 @@ from crucible_adapters.blob.write import DEFAULT_MEDIA_TYPE
 from crucible_adapters.retries import retry_after
 from crucible_kit.adapter import AdapterOptions
 from crucible_kit.errors import KitchenError, UnauthenticatedError, field_error
+from crucible_kit.settings import hidden_value_error
 
 PART_BYTES = 16 * 1024 * 1024
 """A larger file than the library sends at once, which are 8 MiB, goes in parts of so many bytes."""
@@ -35,7 +36,7 @@ class GcsOptions(AdapterOptions):
     """How Google Cloud Storage is reached."""
 
     endpoint_url: str | None = Field(
-        default=None, pattern="^https?://", description="Address of an emulator or a private endpoint."
+        default=None, pattern="^https?://[^/?#@]+", description="Address of an emulator or a private endpoint."
     )
     anon: bool = Field(default=False, description="Whether requests go without credentials.")
     user_project: str | None = Field(
@@ -46,13 +47,13 @@ class GcsOptions(AdapterOptions):
 
 
 def gcs_options(values: Mapping[str, Any]) -> GcsOptions:
-    """Raises ValueError: it names the option, not its value."""
+    """Raises what a validator may: it names the option, not its value, which may be a secret."""
     try:
         return GcsOptions(**values)
     except ValidationError as error:
         first = error.errors()[0]
         names = ", ".join(GcsOptions.model_fields)
-        raise ValueError(f"{first['loc'][0]}: {first['msg']}; with gs:// there are {names}") from None
+        raise hidden_value_error(f"{first['loc'][0]}: {first['msg']}; with gs:// there are {names}") from None
 
 
 class GcsBucket:
