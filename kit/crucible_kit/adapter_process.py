@@ -76,7 +76,8 @@ async def _run(adapter: ProcessAdapter, make: Make, arguments: argparse.Namespac
 
 
 def _watch_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    while sys.stdin.buffer.read(4096):
+    # Not sys.stdin, whose lock this thread would hold when the interpreter ends: it would abort.
+    while os.read(0, 4096):
         pass
     loop.call_soon_threadsafe(stop.set)
     # an event loop that does not come round must not leave an orphan on the device
