@@ -150,6 +150,7 @@ class ProcessAdapter:
         capabilities: what it declares by port, for hosts that need not start it to know. Empty: it has to be asked.
         packages: Python packages that it needs; a mapping to it is refused where one is not installed.
         extra: of crucible-kitchen, which brings them.
+        stateless: nothing is lost with a process: a call that loses it is sent again to the next.
     """
 
     name: str
@@ -160,6 +161,7 @@ class ProcessAdapter:
     capabilities: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     extra: str = ""
+    stateless: bool = False
 
     def check_packages(self) -> None:
         """Raises FAILED_PRECONDITION PACKAGE_MISSING where one is not installed. Loads none."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,3 +75,58 @@ async def test_a_stopped_child_is_replaced(process: AdapterProcess, monkeypatch:
     with pytest.raises(ProcessLookupError):
         os.kill(stopped, 0)
     await probe(process)
+
+
+async def test_a_child_that_a_call_has_lost_is_asked_before_it_is_used_again(
+    tmp_path: Path, process: AdapterProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "_STOP_SECONDS", 0.1)
+    lost = UnavailableError("ping timeout", reason="UNAVAILABLE")
+    first = await process.ensure()
+    assert not await process.failed("training", UnavailableError("full", reason="BUSY"), first.instance_id)
+    assert process.is_ready("training")
+    # Nobody sends a call of a session again; the child is well.
+    assert not await process.failed("training", lost, first.instance_id)
+    assert not process.is_ready("training")
+    assert (await process.ensure()).instance_id == first.instance_id
+    assert process.is_ready("training")
+    monkeypatch.setattr(process_module, "_PROBE_SECONDS", 0.3)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    await process.failed("training", lost, first.instance_id)
+    assert (await process.ensure()).instance_id != first.instance_id
+    assert process.is_ready("training")
+    await process.failed("training", lost, first.instance_id)
+    assert process.is_ready("training"), "another child was lost"
+
+    stateless = replace(FAKE_ENGINE, stateless=True)
+    other = AdapterProcess(stateless, AdapterOptions(), socket=tmp_path / "1.sock", work_dir=tmp_path / "work")
+    assert await other.failed("training", lost, "")
+    await other.close()
+
+
+FAILING = """
+from crucible_kit.adapter_process import run_process
+from crucible_kit.errors import field_error
+from tests.fault.fake_child import FAKE_ENGINE
+
+async def make(options, work_dir):
+    raise field_error("device", "there is none")
+
+run_process(FAKE_ENGINE, make)
+"""
+
+
+def test_a_child_that_cannot_serve_says_why_and_no_more(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FAILING, "--listen", f"unix:{tmp_path / 's'}", "--work-dir", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, "--parent-pipe"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None and process.stdin is not None
+    said = process.stderr.read()  # its stdin stays open meanwhile
+    process.stdin.close()
+    assert (process.wait(), said) == (1, "fake-engine: device: there is none\n")

@@ -19,7 +19,7 @@ from crucible_kit.errors import KitchenError, UnavailableError, from_status, to_
 from crucible_kitchen.ports.binding import Opened, Opening
 from crucible_kitchen.ports.handshake import Configurator, Settings, adapter_unavailable
 from crucible_kitchen.ports.process import ChildAdapter
-from crucible_kitchen.ports.remote import LOST_REASONS, NOT_CONFIGURED, settings_of
+from crucible_kitchen.ports.remote import NOT_CONFIGURED, settings_of
 
 ANNOUNCEMENT = '{"crucible": 1, "address": "unix:PATH"}'
 _ANNOUNCEMENT_VERSION = 1
@@ -68,7 +68,7 @@ class ExecAdapter(ChildAdapter):
 
     def is_ready(self, port: str) -> bool:
         """Whether a call may be sent as it is."""
-        return self.info is not None and self._configurator.is_done(port)
+        return self.info is not None and not self._doubted and self._configurator.is_done(port)
 
     async def ensure(self, port: str = "", *, fresh: bool = False) -> adapter_pb2.GetAdapterInfoResponse:
         """Starts the program when it does not run or answer, and configures it for the port.
@@ -131,9 +131,9 @@ class ExecAdapter(ChildAdapter):
         """Whether the program that the call was sent to has ended, so that the call may be sent to a new one."""
         if error.reason == NOT_CONFIGURED:
             self._configurator.forget()
-        if error.reason not in LOST_REASONS:
-            return False
         info, child = self.info, self._child
+        if not await self._has_lost(error, instance_id):
+            return False
         if info is None or child is None or info.instance_id != instance_id:
             return True
         return await child.ends_within(_DEATH_SECONDS)

@@ -17,6 +17,7 @@ from crucible_kit.channel import RemoteChannel, connect
 from crucible_kit.child_process import ChildProcess
 from crucible_kit.errors import DeadlineExceededError, KitchenError, UnavailableError
 from crucible_kitchen.ports import handshake
+from crucible_kitchen.ports.remote import LOST_REASONS
 from crucible_kitchen.ports.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class ChildAdapter(ABC):
         self._hidden = hidden_variables
         self._child: ChildProcess | None = None
         self._info: adapter_pb2.GetAdapterInfoResponse | None = None
+        # A call has lost its connection to the child that runs: it is asked before it is used again.
+        self._doubted = False
         self._ensuring: SingleFlight[adapter_pb2.GetAdapterInfoResponse] = SingleFlight()
 
     @property
@@ -93,8 +96,19 @@ class ChildAdapter(ABC):
 
     async def _ensure(self) -> adapter_pb2.GetAdapterInfoResponse:
         if self.info is not None and await self._answers():
+            self._doubted = False
             return self.info
         return await self._start_anew()
+
+    async def _has_lost(self, error: KitchenError, instance_id: str) -> bool:
+        """Whether a call that ended with this error has lost its connection; a child that lives on is doubted."""
+        if error.reason not in LOST_REASONS:
+            return False
+        child, info = self._child, self._info
+        if child is not None and info is not None and info.instance_id == instance_id:
+            lives = not await child.ends_within(_LAST_WORDS_SECONDS)
+            self._doubted = self._doubted or (lives and self._child is child)
+        return True
 
     async def _start_anew(self) -> adapter_pb2.GetAdapterInfoResponse:
         await self._end()
@@ -144,7 +158,7 @@ class ChildAdapter(ABC):
             await asyncio.gather(call, ended, return_exceptions=True)
 
     async def _end(self) -> None:
-        child, self._child, self._info = self._child, None, None
+        child, self._child, self._info, self._doubted = self._child, None, None, False
         if child is not None:
             await child.stop(_STOP_SECONDS, terminate=self._terminates)
 
@@ -190,12 +204,12 @@ class AdapterProcess(ChildAdapter):
         return frozenset(capability for each in self._adapter.capabilities.values() for capability in each)
 
     def is_ready(self, port: str) -> bool:
-        """Always: its sessions end with it, so a call that finds it gone must fail."""
-        return True
+        """Unless it is doubted: its sessions end with it, so a call that finds it gone must fail."""
+        return not self._doubted
 
     async def failed(self, port: str, error: KitchenError, instance_id: str) -> bool:
-        """Nothing to note: it is asked whether it answers before it is used again."""
-        return False
+        """Whether the call may be sent to a new child: sessions end with theirs, and who has one must hear of it."""
+        return await self._has_lost(error, instance_id) and self._adapter.stateless
 
     async def _find(self, child: ChildProcess) -> None:
         """It listens where it is told to."""

